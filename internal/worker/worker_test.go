@@ -15,20 +15,18 @@ import (
 	"testing"
 	"time"
 
-	"golang.org/x/sys/unix"
-
 	"pennypost/internal/envelope"
 )
 
 func pair(t testing.TB) (a, b *net.UnixConn) {
 	t.Helper()
-	fds, err := unix.Socketpair(unix.AF_UNIX, unix.SOCK_STREAM|unix.SOCK_CLOEXEC, 0)
+	ours, theirs, err := socketPair()
 	if err != nil {
 		t.Fatal(err)
 	}
 	var c [2]*net.UnixConn
-	for i, fd := range fds {
-		if c[i], err = unixConn(os.NewFile(uintptr(fd), "pair")); err != nil {
+	for i, f := range []*os.File{ours, theirs} {
+		if c[i], err = unixConn(f); err != nil {
 			t.Fatal(err)
 		}
 	}
