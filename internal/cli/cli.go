@@ -62,6 +62,9 @@ var errDone = errors.New("")
 
 // frame closes the traps of the flag library on the app and on every command below it.
 func frame(app *urfave.App, args []string) {
+	// The library answers --help itself as long as this is set, even with HideHelp, and takes an
+	// operand behind it for a topic.
+	urfave.HelpFlag = nil
 	app.HideHelp, app.HideHelpCommand, app.HideVersion = true, true, true
 	app.UseShortOptionHandling = true
 	app.DisableSliceFlagSeparator = true // a comma is a character of an address

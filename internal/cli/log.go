@@ -30,7 +30,11 @@ func Logger(cfg *config.Config, name string) (*slog.Logger, error) {
 		}
 		w = f
 	case cfg.Log == "syslog" || fd2IsClient():
-		return slog.New(&syslogHandler{state: &syslogConn{tag: fmt.Sprintf("%s[%d]", name, os.Getpid())}, json: format == "json"}), nil
+		conn := &syslogConn{
+			tag:   fmt.Sprintf("%s[%d]", name, os.Getpid()),
+			paths: []string{"/dev/log", "/var/run/syslog", "/var/run/log"},
+		}
+		return slog.New(&syslogHandler{state: conn, json: format == "json"}), nil
 	default:
 		w = os.Stderr
 	}
@@ -117,9 +121,10 @@ func severity(l slog.Level) int {
 // syslogConn is the datagram socket of the local syslog daemon. It is opened when first used
 // and once more when a send fails; a record that cannot be sent then is dropped.
 type syslogConn struct {
-	tag string
-	mu  sync.Mutex
-	fd  int // 0: not open
+	tag   string
+	paths []string // where the socket may be; the systems differ
+	mu    sync.Mutex
+	fd    int // 0: not open
 }
 
 func (s *syslogConn) send(severity int, t time.Time, msg string) {
@@ -141,7 +146,7 @@ func (s *syslogConn) send(severity int, t time.Time, msg string) {
 }
 
 func (s *syslogConn) open() bool {
-	for _, path := range []string{"/dev/log", "/var/run/syslog", "/var/run/log"} {
+	for _, path := range s.paths {
 		fd, err := unix.Socket(unix.AF_UNIX, unix.SOCK_DGRAM, 0)
 		if err != nil {
 			return false
