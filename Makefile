@@ -26,8 +26,9 @@ BUILDFLAGS = -trimpath -buildvcs=false -tags $(TAGS) -ldflags '-s -w'
 all: build
 
 build:
-	@mkdir -p bin
+	@mkdir -p bin && touch bin/.building
 	CGO_ENABLED=0 $(GO) build $(BUILDFLAGS) -o bin/ ./cmd/...
+	@mv bin/.building bin/.built
 
 test:
 	CGO_ENABLED=0 $(GO) test -tags $(TAGS) ./...
