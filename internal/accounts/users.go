@@ -1,0 +1,251 @@
+package accounts
+
+import (
+	"errors"
+	"fmt"
+	"strconv"
+	"strings"
+
+	"pennypost/internal/envelope"
+)
+
+// userTable is a parsed users file: key → line. Lines are taken apart when asked for.
+type userTable struct {
+	lines   map[string]string
+	firstOf map[string]string // domain → first user's key
+	first   string
+	broken  error // a line that names nobody; then a miss is no "no such user"
+}
+
+// parseUsers reads user:password:uid:gid:gecos:home:shell:extra, as Dovecot's passwd-file.
+func (a *Accounts) parseUsers(path, data string, _ uint32) (*userTable, error) {
+	t := &userTable{lines: make(map[string]string, strings.Count(data, "\n")+1), firstOf: map[string]string{}}
+	eachLine(data, func(n int, line string) {
+		name, _, _ := strings.Cut(line, ":")
+		addr, err := a.parseKey(name)
+		if err != nil {
+			if t.broken == nil {
+				t.broken = fmt.Errorf("%s:%d: %w", path, n, err)
+			}
+			return
+		}
+		key := addr.String()
+		if _, ok := t.lines[key]; ok {
+			return // the first line of a name counts
+		}
+		t.lines[key] = line
+		if t.first == "" {
+			t.first = key
+		}
+		if t.firstOf[addr.Domain] == "" {
+			t.firstOf[addr.Domain] = key
+		}
+	})
+	return t, nil
+}
+
+// parseKey reads the name at the start of a line of users or secrets.
+func (a *Accounts) parseKey(name string) (envelope.Address, error) {
+	addr, err := envelope.ParseLocal(strings.TrimSpace(name), a.first())
+	if err != nil {
+		return addr, err
+	}
+	// Not a.fold: the file may name domains that are not local, and they are matched all the same.
+	return envelope.Address{Local: strings.ToLower(addr.Local), Domain: foldDomain(addr.Domain)}, nil
+}
+
+// eachLine calls fn for each line that is neither blank nor a comment, with its number.
+func eachLine(data string, fn func(n int, line string)) {
+	for n := 1; data != ""; n++ {
+		var line string
+		line, data, _ = strings.Cut(data, "\n")
+		line = strings.TrimSuffix(line, "\r")
+		if s := strings.TrimSpace(line); s == "" || s[0] == '#' {
+			continue
+		}
+		fn(n, line)
+	}
+}
+
+// find returns the mailbox of addr, nil when the file does not have it.
+func (t *userTable) find(addr envelope.Address, template string) (*Mailbox, error) {
+	line, ok := t.lines[addr.String()]
+	if !ok {
+		return nil, nil
+	}
+	m, err := parseUser(addr, line)
+	if err == nil && m.Maildir == "" {
+		m.Maildir, err = expandMaildir(template, addr, m.Home)
+	}
+	if err != nil {
+		return nil, tempError("4.3.5", fmt.Errorf("users file: %s: %w", addr, err))
+	}
+	return m, nil
+}
+
+func (t *userTable) postmaster(domain string) string {
+	if t == nil {
+		return ""
+	}
+	if u := t.firstOf[domain]; u != "" {
+		return u
+	}
+	return t.first
+}
+
+// parseUser takes one users line apart.
+func parseUser(addr envelope.Address, line string) (*Mailbox, error) {
+	f := strings.SplitN(line, ":", 8)
+	for len(f) < 8 {
+		f = append(f, "")
+	}
+	m := &Mailbox{Address: addr.String(), User: addr.Local, Home: f[5], UID: -1, GID: -1}
+	for i, p := range []*int{&m.UID, &m.GID} {
+		if s := f[2+i]; s != "" {
+			n, err := strconv.ParseUint(s, 10, 31)
+			if err != nil {
+				return nil, fmt.Errorf("%q is no uid or gid number", s)
+			}
+			*p = int(n)
+		}
+	}
+	if m.Home != "" && m.Home[0] != '/' {
+		return nil, fmt.Errorf("home %q is not an absolute path", m.Home)
+	}
+	for kv := range strings.FieldsSeq(f[7]) {
+		if m.Extra == nil {
+			m.Extra = map[string]string{}
+		}
+		k, v, _ := strings.Cut(kv, "=")
+		m.Extra[k] = v
+	}
+	mail := m.Extra["userdb_mail"]
+	if mail == "" {
+		mail = m.Extra["mail"]
+	}
+	if mail == "" {
+		return m, nil
+	}
+	// Dovecot's mail location: maildir:PATH[:OPTION=VALUE...], PATH with ~ for home.
+	p := strings.TrimPrefix(mail, "maildir:")
+	p, _, _ = strings.Cut(p, ":")
+	if p == "~" || strings.HasPrefix(p, "~/") {
+		if m.Home == "" {
+			return nil, errors.New("mail starts with ~ but no home is given")
+		}
+		p = m.Home + p[1:]
+	}
+	if strings.Contains(p, "%") {
+		var err error
+		if p, err = expandMaildir(p, addr, m.Home); err != nil {
+			return nil, err
+		}
+	}
+	if p == "" || p[0] != '/' {
+		return nil, fmt.Errorf("mail %q is no maildir: with an absolute path", mail)
+	}
+	m.Maildir = p
+	return m, nil
+}
+
+// expandMaildir fills %u (local-part), %d (domain), %h (home) and %% into template.
+func expandMaildir(template string, addr envelope.Address, home string) (string, error) {
+	var b strings.Builder
+	for i := 0; i < len(template); i++ {
+		if template[i] != '%' {
+			b.WriteByte(template[i])
+			continue
+		}
+		i++
+		c := byte(0)
+		if i < len(template) {
+			c = template[i]
+		}
+		part := ""
+		switch c {
+		case 'u', 'n':
+			part = addr.Local
+		case 'd':
+			part = addr.Domain
+		case 'h':
+			if home == "" {
+				return "", errors.New("the Maildir template has %h but the account has no home")
+			}
+			b.WriteString(home)
+			continue
+		case '%':
+			b.WriteByte('%')
+			continue
+		default:
+			return "", fmt.Errorf("Maildir template %q: only %%u %%d %%h and %%%% are known", template)
+		}
+		// The part is one path element, whatever a name holds.
+		if part == "" || part == "." || part == ".." || strings.ContainsAny(part, "/\x00") {
+			return "", fmt.Errorf("%q cannot be part of a path", part)
+		}
+		b.WriteString(part)
+	}
+	if b.Len() == 0 {
+		return "", errors.New("no Maildir: the template is empty")
+	}
+	return b.String(), nil
+}
+
+// secret is one line of a secrets file.
+type secret struct {
+	stored  string
+	refused error // set when the line asks for something we cannot do
+}
+
+// secretTable is a parsed secrets file.
+type secretTable struct {
+	byKey map[string]secret
+	dummy string
+}
+
+// dummySecret costs what a new password costs and matches none (its key is random).
+const dummySecret = "{ARGON2ID}$argon2id$v=19$m=19456,t=2,p=1$cGVubnlwb3N0ZHVtbXk$7fBz0vG8Rr3yYmUuX0m2d5nqkP1hYl0mJwT4cQe9ZgA"
+
+// parseSecrets reads address:{SCHEME}hash, and the passwd-file of Dovecot with its further fields.
+func (a *Accounts) parseSecrets(_, data string, _ uint32) (*secretTable, error) {
+	t := &secretTable{byKey: make(map[string]secret, strings.Count(data, "\n")+1), dummy: dummySecret}
+	first := true
+	eachLine(data, func(_ int, line string) {
+		f := strings.SplitN(line, ":", 8)
+		addr, err := a.parseKey(f[0])
+		if err != nil || len(f) < 2 || f[1] == "" {
+			return // nobody, or a user without a password: cannot log in
+		}
+		key := addr.String()
+		if _, ok := t.byKey[key]; ok {
+			return
+		}
+		s := secret{stored: strings.TrimSpace(f[1])}
+		if len(f) == 8 {
+			for kv := range strings.FieldsSeq(f[7]) {
+				switch k, _, _ := strings.Cut(kv, "="); k {
+				case "nologin":
+					return
+				case "nopassword", "allow_nets":
+					s.refused = fmt.Errorf("the extra field %s is not supported", k)
+				}
+			}
+		}
+		t.byKey[key] = s
+		if first { // an unknown login costs what most known ones cost
+			t.dummy, first = s.stored, false
+		}
+	})
+	return t, nil
+}
+
+// find returns the secret of key, or one of the same cost and false.
+func (t *secretTable) find(key string) (secret, bool) {
+	if t == nil {
+		return secret{stored: dummySecret}, false
+	}
+	if s, ok := t.byKey[key]; ok {
+		return s, true
+	}
+	return secret{stored: t.dummy}, false
+}
