@@ -82,7 +82,7 @@ func (s *Spool) check(m *Message, claim, verify bool) error {
 	}
 	m.UID = st.Uid
 	if claim {
-		if err := durable.TryLock(m.f, true); errors.Is(err, ErrLocked) {
+		if err := durable.LockFile(m.f, true, true); errors.Is(err, ErrLocked) {
 			return ErrBusy
 		} else if err != nil {
 			return err
@@ -158,7 +158,7 @@ func sumError(want, got uint32) error {
 
 // distrust replaces what an untrusted submitter says about himself by what the kernel says.
 func (s *Spool) distrust(m *Message) {
-	if m.UID == 0 || int(m.UID) == os.Geteuid() || slices.Contains(s.o.TrustedUIDs, m.UID) {
+	if m.UID == 0 || m.UID == s.euid || slices.Contains(s.o.TrustedUIDs, m.UID) {
 		return
 	}
 	uid := int(m.UID)

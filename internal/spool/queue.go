@@ -13,10 +13,6 @@ import (
 	"pennypost/internal/durable"
 )
 
-// unfinishedAge is how long an unfinished file is left alone, writer or not: it covers what
-// our lock test cannot see, a writer between making its file and locking it.
-const unfinishedAge = time.Hour
-
 // View reads the queue without the scheduler lock, as mqueue list and show do. What it returns
 // may be gone a moment later: an error that is fs.ErrNotExist means the message left. It may
 // be used concurrently.

@@ -65,6 +65,7 @@ type Spool struct {
 	fsys   durable.FS
 	in     *durable.Dir // nil: a submitter who may not open incoming/
 	shared bool         // incoming/ is written by a group
+	euid   uint32
 	wake   waker
 	lastMS atomic.Int64
 	bufs   sync.Pool
@@ -128,7 +129,7 @@ func setMode(fsys durable.FS, path string, mode fs.FileMode, gid int) error {
 
 // Open opens a spool for handing in messages.
 func Open(dir string, o Options) (*Spool, error) {
-	s := &Spool{dir: dir, o: o, fsys: o.FS}
+	s := &Spool{dir: dir, o: o, fsys: o.FS, euid: uint32(os.Geteuid())}
 	if s.fsys == nil {
 		s.fsys = durable.OS{}
 	}

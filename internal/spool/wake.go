@@ -187,7 +187,7 @@ func (s *Spool) replace(name string, write func(durable.File) error) error {
 		return err
 	}
 	if err := errors.Join(write(f), f.Close()); err != nil {
-		return err
+		return errors.Join(err, s.fsys.Remove(path+".new"))
 	}
 	return s.fsys.Rename(path+".new", path)
 }

@@ -157,7 +157,8 @@ func (w *Writer) create() error {
 		return err
 	}
 	w.f = f
-	if err := durable.TryLock(f, false); err != nil {
+	// Waits at most for a reader who finds the file empty and closes it again.
+	if err := durable.LockFile(f, false, false); err != nil {
 		return err
 	}
 	if w.s.shared {
