@@ -111,6 +111,7 @@ func decode(c *Config, path, text string) error {
 		}
 		return &Error{Path: path, Cause: err.Error()}
 	}
+	c.Accounts.UsersNamed = md.IsDefined("accounts", "users")
 	var errs []error
 	for _, k := range md.Undecoded() {
 		errs = append(errs, unknownKey(path, text, k))
