@@ -20,6 +20,7 @@ type Options struct {
 	Postmaster string   // who reads postmaster@ of a domain that has neither such a user nor alias
 	Maildirs   string   // template of a virtual user's Maildir: %d domain, %u local-part, %h home
 	Users      string   // file; "" = none
+	UsersMay   bool     // Users is a default that need not exist
 	Secrets    string   // file; "" = none
 	Aliases    []string // files, the first that has a key wins
 	System     bool     // users of Passwd and Getent are users of the first domain
@@ -126,6 +127,7 @@ func Open(o Options) (*Accounts, error) {
 		}
 	}
 	a.users = newFile(o.Users, a.parseUsers)
+	a.users.optional = o.UsersMay
 	a.secrets = newFile(o.Secrets, a.parseSecrets)
 	for _, p := range o.Aliases {
 		a.aliases = append(a.aliases, newFile(p, parseAliasFile))

@@ -22,8 +22,9 @@ const settle = time.Second
 // file is one parsed file, read again when it changed. Its contents count as long as the
 // file can be read; a file that cannot be read or parsed is an error, never an empty one.
 type file[T any] struct {
-	path  string
-	parse func(path, data string, owner uint32) (T, error)
+	path     string
+	optional bool // never seen, it may be missing
+	parse    func(path, data string, owner uint32) (T, error)
 
 	mu     sync.Mutex
 	looked time.Time
@@ -60,6 +61,9 @@ func (f *file[T]) get(fresh bool) (T, error) {
 	}
 	f.looked = now
 	st, err := statStamp(f.path)
+	if f.optional && !f.loaded && errors.Is(err, fs.ErrNotExist) {
+		return zero, nil
+	}
 	if err != nil {
 		// Not remembered: the next question asks again.
 		f.loaded = false
@@ -76,6 +80,7 @@ func (f *file[T]) get(fresh bool) (T, error) {
 		return f.val, nil
 	}
 	f.val, f.stamp, f.err = f.read()
+	f.optional = false // what was there once must not vanish without a word
 	f.loaded = f.err == nil || f.stamp != (stamp{})
 	return f.val, f.err
 }
