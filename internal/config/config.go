@@ -97,7 +97,7 @@ type TLS struct {
 
 // Accounts names the files of maccounts(5).
 type Accounts struct {
-	UsersNamed bool `toml:"-"` // users stands in the file: then it must exist
+	UsersNamed    bool     `toml:"-"` // users stands in the file: then it must exist
 	Users         string   `toml:"users"`
 	Secrets       string   `toml:"secrets"`
 	Aliases       []string `toml:"aliases"`
