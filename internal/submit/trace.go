@@ -15,6 +15,7 @@ type Trace struct {
 	Comment string // put behind By in parentheses: "pennypost, from userid 1000"
 	With    string // RFC 3848: "ESMTPSA"; "" leaves the clause out
 	For     bool   // name the recipient when there is exactly one
+	TLS     string // cipher suite for RFC 8314 §4.3's clause; "" leaves it out
 }
 
 // line returns the finished field with its line end.
@@ -40,6 +41,9 @@ func (t *Trace) line(env *envelope.Envelope, hostname string, now time.Time) str
 	b.WriteString("\n\tid " + env.ID)
 	if t.For && len(env.To) == 1 {
 		b.WriteString("\n\tfor <" + printable(env.To[0].Addr, 320) + ">")
+	}
+	if t.TLS != "" {
+		b.WriteString("\n\ttls " + printable(t.TLS, 60))
 	}
 	b.WriteString("; " + now.Format(dateFormat) + "\n")
 	return b.String()

@@ -1,0 +1,327 @@
+// Package smtpd is what stands behind the SMTP engine: who may hand in mail for whom on which
+// kind of socket, what is recorded about it, and the way of a message into the spool. It knows
+// roles, accounts and policy, and no protocol syntax.
+package smtpd
+
+import (
+	"context"
+	"crypto/tls"
+	"errors"
+	"fmt"
+	"log/slog"
+	"net/netip"
+	"strings"
+	"time"
+
+	"pennypost/internal/accounts"
+	"pennypost/internal/envelope"
+	"pennypost/internal/smtp"
+	"pennypost/internal/submit"
+)
+
+// The roles of a socket.
+const (
+	MX          = "mx"          // anybody, for our own domains
+	Submission  = "submission"  // our users, after STARTTLS and AUTH
+	Submissions = "submissions" // the same over implicit TLS
+	Local       = "local"       // processes of this host on a UNIX socket
+)
+
+// Roles lists them.
+func Roles() []string { return []string{MX, Submission, Submissions, Local} }
+
+// Accounts answers who exists and who knows the password.
+type Accounts interface {
+	IsLocal(domain string) bool
+	Lookup(ctx context.Context, addr envelope.Address) (accounts.Result, error)
+	CheckPassword(ctx context.Context, login, password string) (address string, ok bool, err error)
+}
+
+// Options say what a server is for. Numbers left 0 take smtp's defaults.
+type Options struct {
+	Role         string
+	Hostname     string
+	Domains      []string // the first completes bare names
+	Accounts     Accounts
+	Submit       *submit.Submitter
+	TLS          *tls.Config // nil: no TLS; the submission roles need it
+	RelayFrom    []netip.Prefix
+	RelayDomains []string // "example.org", or ".example.org" for what is below it
+
+	TrustedUIDs []int // may use any sender on the local socket; root always may
+	// Login names the user of a uid, "" when there is none.
+	Login func(ctx context.Context, uid int) (string, error)
+
+	MaxSize       int64
+	MaxRecipients int
+	MaxErrors     int
+	Timeout       time.Duration
+	AuthDelay     time.Duration // before a wrong password is answered; default 1s, below 0 none
+	Log           *slog.Logger
+}
+
+// New returns the server for one role.
+func New(o Options) (*smtp.Server, error) {
+	b := &backend{o: o}
+	if b.o.Log == nil {
+		b.o.Log = slog.New(slog.DiscardHandler)
+	}
+	if b.o.AuthDelay == 0 {
+		b.o.AuthDelay = time.Second
+	}
+	s := &smtp.Server{
+		Hostname: o.Hostname, Backend: b, TLS: o.TLS,
+		MaxSize: o.MaxSize, MaxRecipients: o.MaxRecipients, MaxErrors: o.MaxErrors, Timeout: o.Timeout,
+	}
+	switch o.Role {
+	case MX:
+	case Submission, Submissions:
+		if o.TLS == nil {
+			return nil, fmt.Errorf("role %s needs TLS: passwords never go over clear text (set tls.cert and tls.key)", o.Role)
+		}
+		s.Implicit = o.Role == Submissions
+	case Local:
+		s.TLS = nil // the kernel stands between the two ends
+	default:
+		return nil, fmt.Errorf("unknown role %q (roles are %s)", o.Role, strings.Join(Roles(), ", "))
+	}
+	return s, nil
+}
+
+// backend is shared by all sessions of one server.
+type backend struct{ o Options }
+
+// NewSession implements smtp.Backend.
+func (b *backend) NewSession(ctx context.Context, st *smtp.State) (smtp.Session, error) {
+	s := &session{backend: b, st: st}
+	if b.o.Role == Local && st.Peer.UID == nil {
+		a := &smtp.Answer{Code: 554, Enhanced: "5.7.0", Text: "cannot tell who is asking: this platform or socket shows no user"}
+		s.Refused("", "", a)
+		return nil, a
+	}
+	return s, nil
+}
+
+// session is one connection.
+type session struct {
+	*backend
+	st     *smtp.State
+	user   string // who hands in: the authenticated address, or the login of the local user
+	from   envelope.Address
+	mail   smtp.MailOptions
+	to     []envelope.Recipient
+	trying string // login of the AUTH in progress, for the log
+}
+
+func (s *session) submission() bool { return s.o.Role == Submission || s.o.Role == Submissions }
+
+// Mail implements smtp.Session.
+func (s *session) Mail(ctx context.Context, from envelope.Address, o *smtp.MailOptions) error {
+	var err error
+	switch {
+	case s.submission():
+		err = s.submitterMay(ctx, from)
+	case s.o.Role == Local:
+		err = s.localMay(ctx, from)
+	}
+	if err != nil {
+		return err
+	}
+	s.from, s.mail, s.to = from, *o, nil
+	return nil
+}
+
+// submitterMay checks the sender of an authenticated user, RFC 6409 §6.1: the user's own
+// addresses, in any spelling that reaches the user's own mailbox.
+func (s *session) submitterMay(ctx context.Context, from envelope.Address) error {
+	if s.st.TLS == nil {
+		return &smtp.Answer{Code: 530, Enhanced: "5.7.0", Text: "say STARTTLS first"} // RFC 3207 §4
+	}
+	if s.st.User == "" {
+		return &smtp.Answer{Code: 530, Enhanced: "5.7.0", Text: "authentication required"} // RFC 4954 §6
+	}
+	s.user = s.st.User
+	// Reports about a message that was read are sent with the null reverse-path (RFC 8098 §3).
+	if from.IsNull() {
+		return nil
+	}
+	own, err := s.reaches(ctx, from, func(m *accounts.Mailbox) bool { return m.Address == s.user })
+	if err != nil {
+		return s.lookupFailed(from, err)
+	}
+	if !own {
+		return &smtp.Answer{Code: 550, Enhanced: "5.7.1", Text: s.user + " may not send as " + from.String()}
+	}
+	return nil
+}
+
+// localMay checks the sender of a process on this host.
+func (s *session) localMay(ctx context.Context, from envelope.Address) error {
+	uid := *s.st.Peer.UID
+	if s.user == "" {
+		name, err := s.login(ctx, uid)
+		if err != nil {
+			s.o.Log.Error("login of a local user not found", "uid", uid, "err", err)
+			return &smtp.Answer{Code: 451, Enhanced: "4.3.0", Text: "cannot look up who you are, try again later"}
+		}
+		s.user = name
+	}
+	if from.IsNull() || uid == 0 {
+		return nil
+	}
+	for _, t := range s.o.TrustedUIDs {
+		if t == uid {
+			return nil
+		}
+	}
+	base, _, _ := strings.Cut(from.Local, "+")
+	if strings.EqualFold(base, s.user) && s.ownDomain(from.Domain) {
+		return nil
+	}
+	own, err := s.reaches(ctx, from, func(m *accounts.Mailbox) bool { return m.UID == uid && m.System })
+	if err != nil {
+		return s.lookupFailed(from, err)
+	}
+	if !own {
+		return &smtp.Answer{Code: 550, Enhanced: "5.7.1", Text: s.user + " may not send as " + from.String()}
+	}
+	return nil
+}
+
+func (s *session) login(ctx context.Context, uid int) (string, error) {
+	name := ""
+	if s.o.Login != nil {
+		var err error
+		if name, err = s.o.Login(ctx, uid); err != nil {
+			return "", err
+		}
+	}
+	if name == "" {
+		name = fmt.Sprintf("uid%d", uid)
+	}
+	return name, nil
+}
+
+// ownDomain tells whether addresses below the login of a local user are made with domain.
+func (s *session) ownDomain(domain string) bool {
+	return strings.EqualFold(domain, s.o.Hostname) || len(s.o.Domains) > 0 && strings.EqualFold(domain, s.o.Domains[0])
+}
+
+// reaches tells whether addr is a mailbox that mine accepts, or an alias that names one.
+func (s *session) reaches(ctx context.Context, addr envelope.Address, mine func(*accounts.Mailbox) bool) (bool, error) {
+	r, err := s.o.Accounts.Lookup(ctx, addr)
+	if err != nil {
+		return false, err
+	}
+	switch r.Kind {
+	case accounts.IsMailbox:
+		return mine(r.Mailbox), nil
+	case accounts.IsAlias:
+		for _, t := range r.Alias.Targets {
+			if t.Addr.IsNull() {
+				continue // a program or a file
+			}
+			r, err := s.o.Accounts.Lookup(ctx, t.Addr)
+			if err != nil {
+				return false, err
+			}
+			if r.Kind == accounts.IsMailbox && mine(r.Mailbox) {
+				return true, nil
+			}
+		}
+	}
+	return false, nil
+}
+
+// Rcpt implements smtp.Session. Nothing a configuration leaves out makes an open relay: what is
+// not named here is refused.
+func (s *session) Rcpt(ctx context.Context, to envelope.Address, o *smtp.RcptOptions) error {
+	orig := ""
+	if local, ok := s.complete(to); ok {
+		to = local
+	}
+	if s.o.Accounts.IsLocal(to.Domain) {
+		if err := s.localRcpt(ctx, to); err != nil {
+			return err
+		}
+	} else if !s.mayRelay(to) {
+		return &smtp.Answer{Code: 550, Enhanced: "5.7.1", Text: "relaying denied: " + to.Domain + " is not served here"}
+	}
+	r := envelope.Recipient{Addr: to.String(), Notify: o.Notify, ORcpt: o.ORcpt, Orig: orig}
+	for _, have := range s.to {
+		if have.Addr == r.Addr {
+			return nil // said twice, delivered once
+		}
+	}
+	s.to = append(s.to, r)
+	return nil
+}
+
+// complete gives the two forms that need no domain name of ours one: <postmaster>
+// (RFC 5321 §4.5.1), and a mailbox at the very address the client connected to (§4.1.3).
+func (s *session) complete(to envelope.Address) (envelope.Address, bool) {
+	if len(s.o.Domains) == 0 {
+		return to, false
+	}
+	own := to.Domain == ""
+	if ip, ok := to.Literal(); ok && s.st.Peer.Local.IsValid() {
+		own = ip == s.st.Peer.Local.Addr()
+	}
+	to.Domain = s.o.Domains[0]
+	return to, own
+}
+
+func (s *session) localRcpt(ctx context.Context, to envelope.Address) error {
+	r, err := s.o.Accounts.Lookup(ctx, to)
+	switch {
+	case strings.EqualFold(to.Local, "postmaster"):
+		return nil // RFC 5321 §4.5.1: accepted whatever else is wrong
+	case err != nil:
+		return s.lookupFailed(to, err)
+	case r.Kind == accounts.NoSuchUser, r.Kind == accounts.NotLocal:
+		return &smtp.Answer{Code: 550, Enhanced: "5.1.1", Text: "no such user: " + to.String()}
+	}
+	return nil
+}
+
+// lookupFailed defers: a failed look-up is never "no such user".
+func (s *session) lookupFailed(addr envelope.Address, err error) error {
+	s.o.Log.Error("account look-up failed", "to", addr.String(), "err", err)
+	var e *accounts.Error
+	if errors.As(err, &e) {
+		return &smtp.Answer{Code: 451, Enhanced: e.Status.Code, Text: "cannot look up the address right now, try again later"}
+	}
+	return &smtp.Answer{Code: 451, Enhanced: "4.3.0", Text: "cannot look up the address right now, try again later"}
+}
+
+// mayRelay tells whether the session may send to a domain that is not ours.
+func (s *session) mayRelay(to envelope.Address) bool {
+	switch s.o.Role {
+	case Local:
+		return true
+	case Submission, Submissions:
+		return s.st.User != ""
+	}
+	peer := s.st.Peer.Addr.Addr()
+	for _, p := range s.o.RelayFrom {
+		if peer.IsValid() && p.Contains(peer) {
+			return true
+		}
+	}
+	domain := envelope.FoldDomain(to.Domain)
+	for _, d := range s.o.RelayDomains {
+		d = strings.ToLower(d)
+		if d == domain || strings.HasPrefix(d, ".") && strings.HasSuffix(domain, d) {
+			return true
+		}
+	}
+	return false
+}
+
+// Reset implements smtp.Session.
+func (s *session) Reset() {
+	s.from, s.mail, s.to = envelope.Address{}, smtp.MailOptions{}, nil
+}
+
+// Close implements smtp.Session.
+func (s *session) Close() {}
