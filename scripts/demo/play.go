@@ -1,0 +1,336 @@
+package main
+
+import (
+	"bytes"
+	"crypto/sha256"
+	"encoding/base64"
+	"errors"
+	"fmt"
+	"io"
+	"mime"
+	"mime/multipart"
+	"mime/quotedprintable"
+	"net"
+	"net/mail"
+	"os"
+	"path/filepath"
+	"strconv"
+	"strings"
+)
+
+// play is the whole demonstration, one act after the other.
+func (d *demo) play() error {
+	for _, act := range []func() error{d.begin, d.pastADeadMX, d.backAsABounce, d.throughAnOutage, d.end} {
+		if err := act(); err != nil {
+			return err
+		}
+	}
+	return nil
+}
+
+func (d *demo) begin() error {
+	err := d.step("", "sandbox up a --host 127.0.0.2 --domain a.test --smtp-port $port --mx-port $port --resolver $dns && cat a/env",
+		func(out string) (string, error) {
+			greeting, err := d.greeting(hostA)
+			if err != nil {
+				return "", err
+			}
+			return "host a.test is up and greets with " + strconv.Quote(greeting), want(out, "PP_HOST="+hostA)
+		})
+	if err != nil {
+		return err
+	}
+	return d.step("a", "mxlookup b.test", func(out string) (string, error) {
+		first, second := strings.Index(out, "dead.b.test"), strings.Index(out, "mx.b.test")
+		if first < 0 || second < first {
+			return "", fmt.Errorf("expected dead.b.test before mx.b.test, got %q", out)
+		}
+		if c, err := net.Dial("tcp", d.addr(dead)); err == nil {
+			c.Close()
+			return "", fmt.Errorf("expected nobody at %s, got a connection", d.addr(dead))
+		}
+		return "b.test has two MX hosts, and nobody answers at the better one", nil
+	})
+}
+
+func (d *demo) addr(host string) string { return net.JoinHostPort(host, strconv.Itoa(d.port)) }
+
+func (d *demo) greeting(host string) (string, error) {
+	c, err := net.Dial("tcp", d.addr(host))
+	if err != nil {
+		return "", err
+	}
+	defer c.Close()
+	b := make([]byte, 512)
+	n, err := c.Read(b)
+	line := strings.TrimSpace(string(b[:n]))
+	if err != nil || !strings.HasPrefix(line, "220 ") {
+		return "", fmt.Errorf("expected a greeting 220, got %q: %w", line, err)
+	}
+	return line, nil
+}
+
+// text and attachment of the letter: what must arrive, octet for octet.
+const text = "Grüße aus dem Postamt, für 1 ¢.\nПривет, 你好.\n"
+
+func attachment() []byte {
+	b := make([]byte, 4000)
+	for i := range b {
+		b[i] = byte(i * i >> 3)
+	}
+	return b
+}
+
+// letter composes a message with non-ASCII text and an attachment.
+func letter() []byte {
+	var b, body bytes.Buffer
+	w := multipart.NewWriter(&body)
+	part := func(header ...string) io.Writer {
+		h := make(map[string][]string)
+		for i := 0; i < len(header); i += 2 {
+			h[header[i]] = []string{header[i+1]}
+		}
+		p, err := w.CreatePart(h)
+		if err != nil {
+			panic(err) // a bytes.Buffer does not fail
+		}
+		return p
+	}
+	fmt.Fprint(part("Content-Type", "text/plain; charset=utf-8", "Content-Transfer-Encoding", "8bit"), text)
+	enc := base64.StdEncoding.EncodeToString(attachment())
+	p := part("Content-Type", "application/octet-stream", "Content-Transfer-Encoding", "base64", "Content-Disposition", `attachment; filename="stamp.bin"`)
+	for len(enc) > 0 {
+		n := min(76, len(enc))
+		fmt.Fprintln(p, enc[:n])
+		enc = enc[n:]
+	}
+	if err := w.Close(); err != nil {
+		panic(err)
+	}
+	fmt.Fprintf(&b, "From: Alice <alice@a.test>\nTo: Bob <bob@b.test>\nSubject: %s\nMIME-Version: 1.0\nContent-Type: multipart/mixed; boundary=%s\n\n",
+		mime.QEncoding.Encode("utf-8", "Grüße, und eine Marke"), w.Boundary())
+	b.WriteString(strings.ReplaceAll(body.String(), "\r\n", "\n"))
+	return b.Bytes()
+}
+
+func (d *demo) pastADeadMX() error {
+	if err := os.WriteFile(filepath.Join(d.dir, "letter"), letter(), 0o644); err != nil {
+		return err
+	}
+	err := d.step("a", "cat letter | msend -f alice@a.test bob@b.test", func(out string) (string, error) {
+		if out != "" {
+			return "", fmt.Errorf("expected silence, got %q", out)
+		}
+		return fmt.Sprintf("msend took a letter of %d octets with an attachment and non-ASCII text, and exits 0", len(letter())), nil
+	})
+	if err != nil {
+		return err
+	}
+	if err := within(func() error { return d.queued("a", "deferred") }); err != nil {
+		return err
+	}
+	err = d.step("a", "mqueue list", func(out string) (string, error) {
+		return "it is queued: no MX of b.test answers yet", want(out, "bob@b.test")
+	})
+	if err != nil {
+		return err
+	}
+	err = d.step("", "sandbox up b --host 127.0.0.3 --domain b.test --smtp-port $port --mx-port $port --resolver $dns && cat b/env",
+		func(out string) (string, error) {
+			greeting, err := d.greeting(hostB)
+			if err != nil {
+				return "", err
+			}
+			return "host b.test is up, the backup MX only, and greets with " + strconv.Quote(greeting), want(out, "PP_HOST="+hostB)
+		})
+	if err != nil {
+		return err
+	}
+	var id string
+	err = d.step("a", "mqueue list --json | tee list.json | mqueue retry", func(string) (string, error) {
+		var err error
+		if id, err = d.firstID("list.json"); err != nil {
+			return "", err
+		}
+		return "an attempt is due at once, and it empties the queue", within(func() error { return d.empty("a") })
+	})
+	if err != nil {
+		return err
+	}
+	err = d.step("a", "mqueue explain "+id, func(out string) (string, error) {
+		return "the dead MX was tried first, the backup took the letter", want(out, "bob@b.test", "relayed", "mx.b.test")
+	})
+	if err != nil {
+		return err
+	}
+	return d.step("b", "ls $PP_MAILDIRS/b.test/bob/new && sed '/^$/q' $PP_MAILDIRS/b.test/bob/new/*", func(out string) (string, error) {
+		m, err := d.onlyMail("b", "bob@b.test")
+		if err != nil {
+			return "", err
+		}
+		return d.checkLetter(out, m)
+	})
+}
+
+// checkLetter compares what arrived with what was sent.
+func (d *demo) checkLetter(out string, raw []byte) (string, error) {
+	m, err := mail.ReadMessage(bytes.NewReader(raw))
+	if err != nil {
+		return "", err
+	}
+	if err := want(out, "Return-Path: <alice@a.test>", "Delivered-To: bob@b.test", "Message-ID:", "Date:"); err != nil {
+		return "", err
+	}
+	if n := len(m.Header["Received"]); n < 2 {
+		return "", fmt.Errorf("expected a Received line of each host, got %d", n)
+	}
+	parts, err := readParts(m.Header.Get("Content-Type"), m.Body)
+	if err != nil {
+		return "", err
+	}
+	if len(parts) != 2 || string(parts[0]) != text {
+		return "", fmt.Errorf("expected 2 parts, the first %q, got %d, %q", text, len(parts), parts)
+	}
+	if got, sent := sha256.Sum256(parts[1]), sha256.Sum256(attachment()); got != sent {
+		return "", fmt.Errorf("expected an attachment with SHA-256 %x, got %x", sent, got)
+	}
+	return fmt.Sprintf("bob has it: the text reads %q, and the attachment has the SHA-256 it had, %.8x…",
+		strings.TrimSpace(string(parts[0])), sha256.Sum256(parts[1])), nil
+}
+
+// readParts decodes the parts of a multipart body.
+func readParts(contentType string, body io.Reader) ([][]byte, error) {
+	_, params, err := mime.ParseMediaType(contentType)
+	if err != nil {
+		return nil, err
+	}
+	var parts [][]byte
+	for r := multipart.NewReader(body, params["boundary"]); ; {
+		p, err := r.NextRawPart()
+		if errors.Is(err, io.EOF) {
+			return parts, nil
+		}
+		if err != nil {
+			return nil, err
+		}
+		var dec io.Reader = p
+		switch strings.ToLower(p.Header.Get("Content-Transfer-Encoding")) {
+		case "base64":
+			dec = base64.NewDecoder(base64.StdEncoding, p)
+		case "quoted-printable":
+			dec = quotedprintable.NewReader(p)
+		}
+		b, err := io.ReadAll(dec)
+		if err != nil {
+			return nil, err
+		}
+		parts = append(parts, b)
+	}
+}
+
+func (d *demo) backAsABounce() error {
+	err := d.step("a", `printf 'Subject: are you there?\n\nHello?\n' | msend -f alice@a.test nobody@b.test`, func(out string) (string, error) {
+		if out != "" {
+			return "", fmt.Errorf("expected silence, got %q", out)
+		}
+		return "a mail to a user b.test does not have is queued", nil
+	})
+	if err != nil {
+		return err
+	}
+	var raw []byte
+	if err := within(func() (err error) { raw, err = d.onlyMail("a", "alice@a.test"); return err }); err != nil {
+		return err
+	}
+	return d.step("a", "cat $PP_MAILDIRS/a.test/alice/new/*", func(out string) (string, error) {
+		if out != string(raw) {
+			return "", errors.New("expected the one mail of alice, got another")
+		}
+		m, err := mail.ReadMessage(bytes.NewReader(raw))
+		if err != nil {
+			return "", err
+		}
+		kind, params, err := mime.ParseMediaType(m.Header.Get("Content-Type"))
+		if err != nil || kind != "multipart/report" || params["report-type"] != "delivery-status" {
+			return "", fmt.Errorf("expected multipart/report of delivery-status, got %s %v: %w", kind, params, err)
+		}
+		if m.Header.Get("Return-Path") != "<>" {
+			return "", fmt.Errorf("expected a null reverse-path, got %q", m.Header.Get("Return-Path"))
+		}
+		parts, err := readParts(m.Header.Get("Content-Type"), m.Body)
+		if err != nil {
+			return "", err
+		}
+		if len(parts) != 3 {
+			return "", fmt.Errorf("expected a text, a status and the message, got %d parts", len(parts))
+		}
+		return "alice has a report with null reverse-path: Action failed, Status 5.1.1, and what b.test said",
+			errors.Join(want(string(parts[1]), "Action: failed", "Status: 5.1.1", "rfc822; nobody@b.test", "Diagnostic-Code: smtp; 550"),
+				want(string(parts[2]), "are you there?"))
+	})
+}
+
+func (d *demo) throughAnOutage() error {
+	err := d.step("", "sandbox down b", func(string) (string, error) {
+		if c, err := net.Dial("tcp", d.addr(hostB)); err == nil {
+			c.Close()
+			return "", fmt.Errorf("expected nobody at %s, got a connection", d.addr(hostB))
+		}
+		return "host b.test is down: " + d.addr(hostB) + " refuses", nil
+	})
+	if err != nil {
+		return err
+	}
+	err = d.step("a", `printf 'Subject: for later\n\nRead this when you are back.\n' | msend -f alice@a.test bob@b.test`, func(string) (string, error) {
+		return "a mail to bob is queued and deferred", within(func() error { return d.queued("a", "deferred") })
+	})
+	if err != nil {
+		return err
+	}
+	var id string
+	err = d.step("a", "mqueue list --json | tee list.json", func(out string) (_ string, err error) {
+		id, err = d.firstID("list.json")
+		return "the queue holds one message, id " + id, errors.Join(err, want(out, "bob@b.test"))
+	})
+	if err != nil {
+		return err
+	}
+	err = d.step("a", "mqueue explain "+id, func(out string) (string, error) {
+		return "explain names the recipient, both hosts that were tried, and why each failed",
+			want(out, "bob@b.test", "deferred", "dead.b.test", "mx.b.test", "refused")
+	})
+	if err != nil {
+		return err
+	}
+	err = d.step("", "sandbox up b", func(string) (string, error) {
+		greeting, err := d.greeting(hostB)
+		return "host b.test is back on the same port: " + strconv.Quote(greeting), err
+	})
+	if err != nil {
+		return err
+	}
+	return d.step("a", "mqueue flush", func(string) (string, error) {
+		err := within(func() error {
+			mails, err := d.mails("b", "bob@b.test")
+			if err != nil || len(mails) != 2 {
+				return fmt.Errorf("expected 2 mails of bob, got %d: %w", len(mails), err)
+			}
+			for _, m := range mails {
+				if strings.Contains(m, "Read this when you are back.") {
+					return d.empty("a")
+				}
+			}
+			return errors.New("expected the mail of the outage in bob's Maildir, got others")
+		})
+		return "the mail is in bob's Maildir, once, beside the first, and the queue of a is empty", err
+	})
+}
+
+func (d *demo) end() error {
+	return d.step("", "sandbox down a && sandbox down b && cat a/pids b/pids", func(out string) (string, error) {
+		if out != "" {
+			return "", fmt.Errorf("expected no process left, got %q", out)
+		}
+		return "both hosts are down, no process is left", nil
+	})
+}
