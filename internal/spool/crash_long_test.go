@@ -1,0 +1,6 @@
+//go:build long
+
+package spool_test
+
+// crashSeeds is the number of power cuts tried at each operation.
+const crashSeeds = 100
