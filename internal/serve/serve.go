@@ -81,6 +81,8 @@ type Options struct {
 	Roles   []string   // roles that exist; a socket named otherwise is a configuration error
 	Role    string     // role of everything without one of its own; stands before a socket's name
 	Default string     // role when neither --role nor the socket's name says one
+	// Check is asked about each role before anything is served; nil asks nothing.
+	Check func(role string) error
 	// Idle ends a process that was started for a listening socket (systemd Accept=no, inetd
 	// wait) when it has had no connection for so long; 0 is never. Own listeners never idle out.
 	Idle        time.Duration
@@ -151,6 +153,11 @@ func (r *runner) roleFor(own, name string) (string, error) {
 	if len(r.o.Roles) > 0 && !slices.Contains(r.o.Roles, role) {
 		return "", fmt.Errorf("unknown role %q (roles are %s; set FileDescriptorName= of the socket unit, or --role)",
 			role, strings.Join(r.o.Roles, ", "))
+	}
+	if r.o.Check != nil {
+		if err := r.o.Check(role); err != nil {
+			return "", err
+		}
 	}
 	return role, nil
 }

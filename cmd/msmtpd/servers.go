@@ -1,0 +1,149 @@
+package main
+
+import (
+	"context"
+	"crypto/tls"
+	"errors"
+	"fmt"
+	"log/slog"
+	"net/netip"
+	"os"
+	"os/user"
+	"path/filepath"
+	"strconv"
+	"sync"
+	"syscall"
+
+	"pennypost/internal/accounts"
+	"pennypost/internal/certs"
+	"pennypost/internal/cli"
+	"pennypost/internal/config"
+	"pennypost/internal/envelope"
+	"pennypost/internal/password"
+	"pennypost/internal/smtp"
+	"pennypost/internal/smtpd"
+	"pennypost/internal/submit"
+)
+
+// servers makes the server of a role when its first connection comes: a process for one MX
+// connection needs neither the secrets nor TLS tickets.
+type servers struct {
+	cfg  *config.Config
+	base smtpd.Options
+	cert *certs.Store // nil: no TLS
+
+	mu   sync.Mutex
+	made map[string]*smtp.Server
+}
+
+func newServers(cfg *config.Config, log *slog.Logger) (*servers, error) {
+	s := &servers{cfg: cfg, made: make(map[string]*smtp.Server)}
+	relayFrom, err := prefixes(cfg.SMTPD.RelayFrom)
+	if err != nil {
+		return nil, cli.Exit(envelope.ExConfig, err)
+	}
+	sp, err := openSpool(cfg)
+	if err != nil {
+		return nil, err
+	}
+	acc, err := openAccounts(cfg)
+	if err != nil {
+		return nil, cli.Exit(envelope.ExConfig, err)
+	}
+	if cfg.TLS.Cert != "" {
+		key := cfg.TLS.Key
+		if key == "" {
+			key = cfg.TLS.Cert // one file may hold both
+		}
+		if s.cert, err = certs.Open(cfg.TLS.Cert, key, log); err != nil {
+			return nil, cli.Exit(envelope.ExConfig, err)
+		}
+	}
+	s.base = smtpd.Options{
+		Hostname: cfg.Hostname, Domains: cfg.Domains, Accounts: acc,
+		Submit: submit.New(submit.Options{
+			Spool: sp, Hostname: cfg.Hostname, MaxSize: cfg.Limits.MessageSize, MaxHops: cfg.Limits.Hops, Now: cfg.Now(), Log: log,
+		}),
+		RelayFrom: relayFrom, RelayDomains: cfg.SMTPD.RelayDomains,
+		TrustedUIDs: trusted(cfg.Spool), Login: login,
+		MaxSize: cfg.Limits.MessageSize, MaxRecipients: cfg.Limits.Recipients,
+		MaxErrors: cfg.SMTPD.Errors, Timeout: cfg.SMTPD.Timeout.Std(), Log: log,
+	}
+	return s, nil
+}
+
+// role returns the server of one role.
+func (s *servers) role(role string) (*smtp.Server, error) {
+	s.mu.Lock()
+	defer s.mu.Unlock()
+	if srv := s.made[role]; srv != nil {
+		return srv, nil
+	}
+	o := s.base
+	o.Role = role
+	if s.cert != nil {
+		o.TLS = s.tls(role)
+	}
+	srv, err := smtpd.New(o)
+	if err == nil {
+		s.made[role] = srv
+	}
+	return srv, err
+}
+
+// tls turns session tickets off on the MX port: a large sender cannot resume its sessions.
+func (s *servers) tls(role string) *tls.Config { return s.cert.Config(role != smtpd.MX) }
+
+func openAccounts(cfg *config.Config) (*accounts.Accounts, error) {
+	def := config.Default(cfg.Mode, filepath.Dir(cfg.Path))
+	return accounts.Open(accounts.Options{
+		Domains: cfg.Domains, Postmaster: cfg.Postmaster, Maildirs: cfg.Maildirs,
+		Users: cfg.Accounts.Users, UsersMay: cfg.Accounts.Users == def.Accounts.Users,
+		Secrets: cfg.Accounts.Secrets, Aliases: cfg.Accounts.Aliases,
+		System: cfg.Accounts.System, Passwd: "/etc/passwd", Getent: "getent",
+		Subaddress: cfg.Accounts.SubaddressSep, CatchAll: cfg.Accounts.CatchAll,
+		Verify: password.Verify,
+	})
+}
+
+func prefixes(list []string) ([]netip.Prefix, error) {
+	var out []netip.Prefix
+	for _, s := range list {
+		p, err := netip.ParsePrefix(s)
+		if err != nil {
+			var ip netip.Addr
+			if ip, err = netip.ParseAddr(s); err == nil {
+				p = netip.PrefixFrom(ip, ip.BitLen())
+			}
+		}
+		if err != nil {
+			return nil, fmt.Errorf("smtpd.relay_from: %q is no network (10.0.0.0/8) or address", s)
+		}
+		out = append(out, p.Masked())
+	}
+	return out, nil
+}
+
+// trusted are the users who may use any sender: who owns the spool, and who we are.
+func trusted(spoolDir string) []int {
+	uids := []int{os.Geteuid()}
+	if fi, err := os.Stat(spoolDir); err == nil {
+		if st, ok := fi.Sys().(*syscall.Stat_t); ok {
+			uids = append(uids, int(st.Uid))
+		}
+	}
+	return uids
+}
+
+// login names the user of a uid; one who is in no list has no name.
+func login(_ context.Context, uid int) (string, error) {
+	u, err := user.LookupId(strconv.Itoa(uid))
+	var unknown user.UnknownUserIdError
+	if errors.As(err, &unknown) {
+		return "", nil
+	}
+	if err != nil {
+		return "", err
+	}
+	return u.Username, nil
+}
