@@ -17,7 +17,7 @@ import (
 	"sync"
 )
 
-// ErrLocked is returned by Lock and LockFile when another open file holds the lock.
+// ErrLocked is returned by Lock and TryLock when another open file holds the lock.
 var ErrLocked = errors.New("locked by another process")
 
 // SyncDir puts the names in dir on stable storage.
@@ -237,10 +237,15 @@ func (l *FileLock) File() *os.File { return l.f }
 // Close releases the lock.
 func (l *FileLock) Close() error { return l.f.Close() }
 
-// LockFile locks an open file until it is closed; shared asks for a reader's lock. With try it
-// returns ErrLocked instead of waiting while another open file has a lock that excludes it. A
-// file that is not the operating system's has no locks.
-func LockFile(f File, shared, try bool) error {
+// TryLock locks an open file until it is closed; shared asks for a reader's lock. It returns
+// ErrLocked when another open file has a lock that excludes it. A file that is not the
+// operating system's has no locks.
+func TryLock(f File, shared bool) error { return lockOpen(f, shared, true) }
+
+// WaitLock is TryLock that waits.
+func WaitLock(f File, shared bool) error { return lockOpen(f, shared, false) }
+
+func lockOpen(f File, shared, try bool) error {
 	o, ok := f.(interface{ Fd() uintptr })
 	if !ok {
 		return nil

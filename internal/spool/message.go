@@ -82,7 +82,7 @@ func (s *Spool) check(m *Message, claim, verify bool) error {
 	}
 	m.UID = st.Uid
 	if claim {
-		if err := durable.LockFile(m.f, true, true); errors.Is(err, ErrLocked) {
+		if err := durable.TryLock(m.f, true); errors.Is(err, ErrLocked) {
 			return ErrBusy
 		} else if err != nil {
 			return err

@@ -158,7 +158,7 @@ func (w *Writer) create() error {
 	}
 	w.f = f
 	// Waits at most for a reader who finds the file empty and closes it again.
-	if err := durable.LockFile(f, false, false); err != nil {
+	if err := durable.WaitLock(f, false); err != nil {
 		return err
 	}
 	if w.s.shared {
