@@ -51,6 +51,7 @@ type Result struct {
 	Kind    Kind
 	Address envelope.Address // as looked up: folded to lower case, completed with the first domain, without detail
 	Detail  string           // subaddress detail, RFC 5233: "lists" of ann+lists@x.test
+	Full    envelope.Address // Address with its detail and separator
 	Mailbox *Mailbox         // when IsMailbox
 	Alias   *Alias           // when IsAlias
 }
@@ -191,7 +192,7 @@ func (a *Accounts) lookup(ctx context.Context, addr envelope.Address, aliases bo
 	exact := addr.Local
 	addr = a.fold(addr)
 	if !a.domains[addr.Domain] {
-		return Result{Kind: NotLocal, Address: addr}, nil
+		return Result{Kind: NotLocal, Address: addr, Full: addr}, nil
 	}
 	r, err := a.ask(ctx, addr, exact, aliases, false)
 	if err == nil && r.Kind == NoSuchUser {
@@ -230,7 +231,7 @@ func (a *Accounts) ask(ctx context.Context, addr envelope.Address, exact string,
 		if i == 1 && (local == "" || base == addr.Local) {
 			break
 		}
-		r := Result{Address: envelope.Address{Local: local, Domain: addr.Domain}}
+		r := Result{Address: envelope.Address{Local: local, Domain: addr.Domain}, Full: addr}
 		if i == 1 {
 			r.Detail = detail
 			exact, _ = a.cut(exact)
@@ -240,7 +241,7 @@ func (a *Accounts) ask(ctx context.Context, addr envelope.Address, exact string,
 			return r, err
 		}
 	}
-	r := Result{Kind: NoSuchUser, Address: addr}
+	r := Result{Kind: NoSuchUser, Address: addr, Full: addr}
 	if !aliases {
 		return r, nil
 	}

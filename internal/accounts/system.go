@@ -81,6 +81,26 @@ func (a *Accounts) SystemUser(ctx context.Context, name string) (*SystemUser, er
 	return u, tempOrNil(err)
 }
 
+// SystemUserByID returns the user with that uid, nil when there is none.
+func (a *Accounts) SystemUserByID(ctx context.Context, uid int) (*SystemUser, error) {
+	m, err := a.system.passwd.get(false)
+	if err != nil {
+		return nil, tempOrNil(err)
+	}
+	var found *SystemUser
+	for _, u := range m {
+		// Several names may share a uid; the choice must not depend on the order of a map.
+		if u.UID == uid && (found == nil || u.Name < found.Name) {
+			found = u
+		}
+	}
+	if found != nil || a.system.getent == "" {
+		return found, nil
+	}
+	u, err := a.system.ask(ctx, strconv.Itoa(uid), func(u *SystemUser) bool { return u.UID == uid })
+	return u, tempOrNil(err)
+}
+
 func (s *systemUsers) find(ctx context.Context, name string, fresh bool) (*SystemUser, error) {
 	m, err := s.passwd.get(fresh)
 	if err != nil {
@@ -101,7 +121,8 @@ func (s *systemUsers) find(ctx context.Context, name string, fresh bool) (*Syste
 	case <-ctx.Done():
 		return nil, ctx.Err()
 	}
-	u, err := s.ask(ctx, name)
+	// A number asked for as a name would be taken for a uid: the answer must bear the name.
+	u, err := s.ask(ctx, name, func(u *SystemUser) bool { return u.Name == name })
 	if err != nil {
 		return nil, err
 	}
@@ -119,11 +140,11 @@ func askable(name string) bool {
 	return name != "" && name[0] != '-' && name[0] != '+' && !strings.ContainsAny(name, ":/ \t\n\x00")
 }
 
-// ask runs getent passwd NAME. Status 2 is "no such user"; any other failure is not an answer.
-func (s *systemUsers) ask(ctx context.Context, name string) (*SystemUser, error) {
+// ask runs getent passwd KEY. Status 2 is "no such user"; any other failure is not an answer.
+func (s *systemUsers) ask(ctx context.Context, key string, want func(*SystemUser) bool) (*SystemUser, error) {
 	ctx, cancel := context.WithTimeout(ctx, getentTimeout)
 	defer cancel()
-	cmd := exec.CommandContext(ctx, s.getent, "passwd", name)
+	cmd := exec.CommandContext(ctx, s.getent, "passwd", key)
 	cmd.Env = []string{"PATH=/usr/bin:/bin", "LC_ALL=C"}
 	out, err := cmd.Output()
 	var exit *exec.ExitError
@@ -131,14 +152,14 @@ func (s *systemUsers) ask(ctx context.Context, name string) (*SystemUser, error)
 		return nil, nil
 	}
 	if err != nil {
-		return nil, fmt.Errorf("%s passwd %s: %w", s.getent, name, err)
+		return nil, fmt.Errorf("%s passwd %s: %w", s.getent, key, err)
 	}
 	line, _, _ := bytes.Cut(out, []byte("\n"))
 	u := parsePasswdLine(string(line))
 	if u == nil {
-		return nil, fmt.Errorf("%s passwd %s: cannot read its answer %.80q", s.getent, name, line)
+		return nil, fmt.Errorf("%s passwd %s: cannot read its answer %.80q", s.getent, key, line)
 	}
-	if u.Name != name { // a number was asked for, and getent took it for a uid
+	if !want(u) {
 		return nil, nil
 	}
 	return u, nil
