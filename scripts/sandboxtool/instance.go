@@ -105,7 +105,7 @@ func (in *instance) write() error {
 	}
 	steps := []func() error{
 		func() error { return certificates(in.path("etc"), names) },
-		in.writeConfig, in.writeAccounts, in.writeEnv,
+		in.writeConfig, in.initSpool, in.writeAccounts, in.writeEnv,
 		func() error {
 			b, err := json.MarshalIndent(in, "", "\t")
 			return errors.Join(err, os.WriteFile(in.path("sandbox.json"), b, 0o600))
@@ -189,6 +189,16 @@ func quoted(ss []string) string {
 
 func (in *instance) config() string { return in.path("pennypost.toml") }
 func (in *instance) socket() string { return in.path("run/submit") }
+
+// initSpool makes the spool before anything runs: the daemons start all at once, and msmtpd
+// refuses to serve without one.
+func (in *instance) initSpool() error {
+	out, err := exec.Command(in.prog("mqueue"), "--config", in.config(), "init").CombinedOutput()
+	if err != nil {
+		return fmt.Errorf("mqueue init: %w: %s", err, bytes.TrimSpace(out))
+	}
+	return nil
+}
 
 // writeAccounts makes the account files anew with mpasswd, so that they are what mpasswd
 // makes, and an aliases file that was not there.
