@@ -132,7 +132,7 @@ func (s *Set) openNew(path string) (*Maildir, error) {
 		}
 	}
 	if errors.Is(err, fs.ErrNotExist) {
-		return nil, fmt.Errorf("%s: %w: %w", path, ErrNotMaildir, err)
+		return nil, fmt.Errorf("%s: %w (--create makes one): %w", path, ErrNotMaildir, err)
 	}
 	if err != nil {
 		return nil, fmt.Errorf("open maildir: %w", err)
