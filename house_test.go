@@ -232,7 +232,7 @@ var calls = map[string][]string{
 	"golang.org/x/sys/unix.Renameat":  {"durable"},
 	"golang.org/x/sys/unix.Renameat2": {"durable"},
 	"syscall.Fsync":                   {"durable"},
-	"os.Exit":                         {"cli"},
+	"os.Exit":                         {"cli", "cmd"},
 	"log.Fatal":                       {},
 	"log.Fatalf":                      {},
 	"os.Getenv":                       {"cli", "config", "serve", "cmd"},

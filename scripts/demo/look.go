@@ -1,9 +1,6 @@
 package main
 
 import (
-	"bufio"
-	"encoding/json"
-	"errors"
 	"fmt"
 	"os"
 	"path/filepath"
@@ -57,25 +54,4 @@ func (d *demo) empty(host string) error {
 		err = fmt.Errorf("expected an empty queue, got %q", out)
 	}
 	return err
-}
-
-// firstID reads the id out of what "mqueue list --json" printed.
-func (d *demo) firstID(name string) (string, error) {
-	f, err := os.Open(filepath.Join(d.dir, name))
-	if err != nil {
-		return "", err
-	}
-	defer f.Close()
-	var entry struct{ ID string }
-	s := bufio.NewScanner(f)
-	if !s.Scan() {
-		return "", errors.Join(fmt.Errorf("expected a line of JSON, got nothing"), s.Err())
-	}
-	if err := json.Unmarshal(s.Bytes(), &entry); err != nil {
-		return "", err
-	}
-	if entry.ID == "" {
-		return "", fmt.Errorf("expected an id, got %q", s.Text())
-	}
-	return entry.ID, nil
 }

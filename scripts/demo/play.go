@@ -81,47 +81,17 @@ func attachment() []byte {
 	return b
 }
 
-// letter composes a message with non-ASCII text and an attachment.
-func letter() []byte {
-	var b, body bytes.Buffer
-	w := multipart.NewWriter(&body)
-	part := func(header ...string) io.Writer {
-		h := make(map[string][]string)
-		for i := 0; i < len(header); i += 2 {
-			h[header[i]] = []string{header[i+1]}
-		}
-		p, err := w.CreatePart(h)
-		if err != nil {
-			panic(err) // a bytes.Buffer does not fail
-		}
-		return p
-	}
-	fmt.Fprint(part("Content-Type", "text/plain; charset=utf-8", "Content-Transfer-Encoding", "8bit"), text)
-	enc := base64.StdEncoding.EncodeToString(attachment())
-	p := part("Content-Type", "application/octet-stream", "Content-Transfer-Encoding", "base64", "Content-Disposition", `attachment; filename="stamp.bin"`)
-	for len(enc) > 0 {
-		n := min(76, len(enc))
-		fmt.Fprintln(p, enc[:n])
-		enc = enc[n:]
-	}
-	if err := w.Close(); err != nil {
-		panic(err)
-	}
-	fmt.Fprintf(&b, "From: Alice <alice@a.test>\nTo: Bob <bob@b.test>\nSubject: %s\nMIME-Version: 1.0\nContent-Type: multipart/mixed; boundary=%s\n\n",
-		mime.QEncoding.Encode("utf-8", "Grüße, und eine Marke"), w.Boundary())
-	b.WriteString(strings.ReplaceAll(body.String(), "\r\n", "\n"))
-	return b.Bytes()
-}
-
 func (d *demo) pastADeadMX() error {
-	if err := os.WriteFile(filepath.Join(d.dir, "letter"), letter(), 0o644); err != nil {
+	if err := errors.Join(os.WriteFile(filepath.Join(d.dir, "note"), []byte(text), 0o644),
+		os.WriteFile(filepath.Join(d.dir, "stamp.bin"), attachment(), 0o644)); err != nil {
 		return err
 	}
-	err := d.step("a", "cat letter | msend -f alice@a.test bob@b.test", func(out string) (string, error) {
-		if out != "" {
-			return "", fmt.Errorf("expected silence, got %q", out)
+	var id string
+	err := d.step("a", "cat note | msend --print-id -f alice@a.test -s 'Grüße, und eine Marke' -a stamp.bin bob@b.test", func(out string) (string, error) {
+		if id = strings.TrimSpace(out); id == "" || strings.ContainsAny(id, " \n") {
+			return "", fmt.Errorf("expected a queue id, got %q", out)
 		}
-		return fmt.Sprintf("msend took a letter of %d octets with an attachment and non-ASCII text, and exits 0", len(letter())), nil
+		return "msend took a letter with non-ASCII text and an attachment as " + id, nil
 	})
 	if err != nil {
 		return err
@@ -130,7 +100,7 @@ func (d *demo) pastADeadMX() error {
 		return err
 	}
 	err = d.step("a", "mqueue list", func(out string) (string, error) {
-		return "it is queued: no MX of b.test answers yet", want(out, "bob@b.test")
+		return "it is queued: no MX of b.test answers yet", want(out, id, "bob@b.test")
 	})
 	if err != nil {
 		return err
@@ -146,12 +116,7 @@ func (d *demo) pastADeadMX() error {
 	if err != nil {
 		return err
 	}
-	var id string
-	err = d.step("a", "mqueue list --json | tee list.json | mqueue retry", func(string) (string, error) {
-		var err error
-		if id, err = d.firstID("list.json"); err != nil {
-			return "", err
-		}
+	err = d.step("a", "mqueue retry "+id, func(string) (string, error) {
 		return "an attempt is due at once, and it empties the queue", within(func() error { return d.empty("a") })
 	})
 	if err != nil {
@@ -178,6 +143,10 @@ func (d *demo) checkLetter(out string, raw []byte) (string, error) {
 	if err != nil {
 		return "", err
 	}
+	subject, err := new(mime.WordDecoder).DecodeHeader(m.Header.Get("Subject"))
+	if err != nil || subject != "Grüße, und eine Marke" {
+		return "", fmt.Errorf("expected the subject it was sent with, got %q: %w", subject, err)
+	}
 	if err := want(out, "Return-Path: <alice@a.test>", "Delivered-To: bob@b.test", "Message-ID:", "Date:"); err != nil {
 		return "", err
 	}
@@ -188,7 +157,7 @@ func (d *demo) checkLetter(out string, raw []byte) (string, error) {
 	if err != nil {
 		return "", err
 	}
-	if len(parts) != 2 || string(parts[0]) != text {
+	if len(parts) != 2 || strings.TrimSpace(string(parts[0])) != strings.TrimSpace(text) {
 		return "", fmt.Errorf("expected 2 parts, the first %q, got %d, %q", text, len(parts), parts)
 	}
 	if got, sent := sha256.Sum256(parts[1]), sha256.Sum256(attachment()); got != sent {
@@ -281,16 +250,16 @@ func (d *demo) throughAnOutage() error {
 	if err != nil {
 		return err
 	}
-	err = d.step("a", `printf 'Subject: for later\n\nRead this when you are back.\n' | msend -f alice@a.test bob@b.test`, func(string) (string, error) {
-		return "a mail to bob is queued and deferred", within(func() error { return d.queued("a", "deferred") })
+	var id string
+	err = d.step("a", `printf 'Subject: for later\n\nRead this when you are back.\n' | msend --print-id -f alice@a.test bob@b.test`, func(out string) (string, error) {
+		id = strings.TrimSpace(out)
+		return "a mail to bob is queued as " + id, within(func() error { return d.queued("a", "deferred") })
 	})
 	if err != nil {
 		return err
 	}
-	var id string
-	err = d.step("a", "mqueue list --json | tee list.json", func(out string) (_ string, err error) {
-		id, err = d.firstID("list.json")
-		return "the queue holds one message, id " + id, errors.Join(err, want(out, "bob@b.test"))
+	err = d.step("a", "mqueue list", func(out string) (string, error) {
+		return "the queue holds it and nothing else", errors.Join(want(out, id, "bob@b.test"), d.queued("a", id))
 	})
 	if err != nil {
 		return err
