@@ -105,6 +105,27 @@ func (r *Relayer) Handle(ctx context.Context, req *worker.Request, f *os.File) *
 	return &worker.Report{Seq: req.Seq, ID: req.ID, Results: a.results}
 }
 
+// Plan is what Handle would do for a next hop.
+type Plan struct {
+	Policy
+	Hosts []resolve.Host // in the order they are tried
+	Port  int
+	LMTP  bool
+}
+
+// Plan looks a next hop up without connecting to it.
+func (r *Relayer) Plan(ctx context.Context, nextHop string) (Plan, error) {
+	h, err := parseHop(nextHop, r.o.Port)
+	if err != nil {
+		return Plan{}, err
+	}
+	req := &worker.Request{NextHop: nextHop}
+	policy, _ := r.policyOf(req) // a request without credentials is always known
+	a := &attempt{Relayer: r, req: req, hop: h, policy: policy}
+	hosts, err := a.hosts(ctx)
+	return Plan{Policy: policy, Hosts: hosts, Port: h.port, LMTP: h.lmtp}, err
+}
+
 // attempt is one call of Handle.
 type attempt struct {
 	*Relayer

@@ -58,6 +58,9 @@ func (r *Resolver) servers() ([]string, error) {
 	if err != nil {
 		return nil, err
 	}
+	if len(s) == 0 && r.o.ResolvConf != "" {
+		s = parseResolvConf("") // the file is missing
+	}
 	if len(s) == 0 {
 		return nil, errors.New("no DNS server is configured")
 	}

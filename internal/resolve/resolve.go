@@ -22,15 +22,15 @@ import (
 // Options of a Resolver. Without Servers and ResolvConf there is nobody to ask, and look-ups
 // that the hosts file does not answer are deferred.
 type Options struct {
-	Servers    []string      // host:port; asked in order
-	ResolvConf string        // file in resolv.conf(5) form that names servers when Servers is empty
-	Hosts      string        // file in hosts(5) form, asked before DNS; "" for none
-	Timeout    time.Duration // of one query to one server; 0 takes 5s
-	Rounds     int           // how often each server is asked; 0 takes 2
-	TrustAD    bool          // believe the AD flag of servers that are not on loopback
-	IPv6       string        // "prefer" (also ""), "avoid", "never"
-	Self       []string      // our own host names: an MX of that name is ourselves
-	SelfAddrs  []netip.Addr  // our own addresses, likewise
+	Servers    []string            // host:port; asked in order
+	ResolvConf string              // file in resolv.conf(5) form that names servers when Servers is empty
+	Hosts      string              // file in hosts(5) form, asked before DNS; "" for none
+	Timeout    time.Duration       // of one query to one server; 0 takes 5s
+	Rounds     int                 // how often each server is asked; 0 takes 2
+	TrustAD    bool                // believe the AD flag of servers that are not on loopback
+	IPv6       string              // "prefer" (also ""), "avoid", "never"
+	Self       []string            // our own host names: an MX of that name is ourselves
+	SelfAddrs  func() []netip.Addr // our own addresses, likewise; asked when MX records are there
 	Now        func() time.Time
 }
 
@@ -275,8 +275,12 @@ func (r *Resolver) order(addrs []netip.Addr) []netip.Addr {
 // dropSelf removes ourselves and whatever is not better than ourselves: handing mail to a host
 // of the same or a worse preference would make it come back (RFC 5321 §5.1).
 func (r *Resolver) dropSelf(domain string, hosts []Host) ([]Host, error) {
+	var own []netip.Addr
+	if r.o.SelfAddrs != nil {
+		own = r.o.SelfAddrs()
+	}
 	for i, h := range hosts {
-		if !r.isSelf(h) {
+		if !r.isSelf(h, own) {
 			continue
 		}
 		n := i
@@ -291,14 +295,14 @@ func (r *Resolver) dropSelf(domain string, hosts []Host) ([]Host, error) {
 	return hosts, nil
 }
 
-func (r *Resolver) isSelf(h Host) bool {
+func (r *Resolver) isSelf(h Host, own []netip.Addr) bool {
 	for _, n := range r.o.Self {
 		if strings.EqualFold(envelope.FoldDomain(n), h.Name) {
 			return true
 		}
 	}
 	for _, a := range h.Addrs {
-		if slices.Contains(r.o.SelfAddrs, a) {
+		if slices.Contains(own, a) {
 			return true
 		}
 	}
