@@ -146,6 +146,7 @@ func (c *Config) complete(dir string) error {
 	if c.Relay.Helo == "" {
 		c.Relay.Helo = c.Hostname
 	}
+	c.Accounts.UsersMay = c.Accounts.Users == filepath.Join(dir, "users")
 	if c.Accounts.Aliases == nil {
 		c.defaultAliases(dir)
 	}
