@@ -88,8 +88,8 @@ func (in *instance) load() (bool, error) {
 
 // write makes everything that does not run: ports, certificates, configuration, accounts.
 func (in *instance) write() error {
-	for _, d := range []string{"run", "log", "etc", "mail"} {
-		if err := os.MkdirAll(in.path(d), 0o755); err != nil {
+	for d, mode := range map[string]os.FileMode{"run": 0o755, "log": 0o755, "etc": 0o755, "mail": 0o700} {
+		if err := os.MkdirAll(in.path(d), mode); err != nil {
 			return err
 		}
 	}
