@@ -34,8 +34,9 @@ type Request struct {
 	Attempt int                  `json:"attempt"` // 1 is the first
 	From    string               `json:"from"`
 	To      []envelope.Recipient `json:"to"`
-	NextHop string               `json:"next_hop"`       // mrelay: "example.org" (look up MX) or "host:port", "[addr]:port", "lmtp:..."; mdeliver: ""
-	Auth    string               `json:"auth,omitempty"` // name of the configured credentials for this next hop
+	NextHop string               `json:"next_hop"`           // mrelay: "example.org" (look up MX) or "host:port", "[addr]:port", "lmtp:..."; mdeliver: ""
+	Auth    string               `json:"auth,omitempty"`     // name of the configured credentials for this next hop
+	TLSMode string               `json:"tls_mode,omitempty"` // of the route: may, encrypt, verify, none, tls; "": mrelay's own configuration
 	Offset  int64                `json:"offset"`
 	Size    int64                `json:"size"`
 	EOL     string               `json:"eol"`
