@@ -1,0 +1,92 @@
+package main
+
+import (
+	"bufio"
+	"context"
+	"errors"
+	"fmt"
+	"os"
+	"os/exec"
+	"strconv"
+	"strings"
+	"syscall"
+	"time"
+)
+
+// places are the file systems every right program is tried on. data=writeback takes away the
+// order between a file's bytes and its name that plain ext4 adds on its own.
+var places = []struct{ fs, mount string }{{"ext4", ""}, {"ext4", "data=writeback"}, {"xfs", ""}}
+
+// cases lists what is tried.
+func cases(p *programs) []*testcase {
+	var out []*testcase
+	add := func(c testcase) {
+		if _, err := exec.LookPath("mkfs." + c.fs); err != nil {
+			fmt.Printf("skipped: mkfs.%s is not installed\n", c.fs)
+			return
+		}
+		c.time, c.cuts = 500*time.Millisecond, 9
+		out = append(out, &c)
+	}
+	inSpool := func(c testcase) {
+		c.prepare, c.scan = prepareSpool, scanSpool
+		add(c)
+	}
+	inMaildir := func(c testcase) {
+		c.prepare, c.scan = prepareMaildir, scanMaildir
+		add(c)
+	}
+	for _, at := range places {
+		inSpool(testcase{name: "spool, 10 writers", fs: at.fs, mount: at.mount, run: p.self("spool", 10)})
+		inSpool(testcase{name: "spool, other uid", fs: at.fs, mount: at.mount, blind: true, run: p.self("spool", 1)})
+		inMaildir(testcase{name: "tmp, link, new", fs: at.fs, mount: at.mount, run: p.self("publish", 1)})
+		inMaildir(testcase{name: "tmp, rename, new, 10 writers", fs: at.fs, mount: at.mount, run: p.self("rename", 10)})
+	}
+	for _, fs := range []string{"ext4", "xfs"} {
+		inMaildir(testcase{name: "wrong: no file sync", fs: fs, run: p.self("nofile", 1), loss: true})
+		inMaildir(testcase{name: "wrong: no directory sync", fs: fs, run: p.self("nodir", 1), loss: true})
+	}
+	inMaildir(testcase{name: "wrong: no sync at all", fs: "ext4", run: p.self("nothing", 1), loss: true})
+	inSpool(testcase{name: "durable without file sync", fs: "ext4", run: p.mutant(noFileSync, "spool"), loss: true})
+	inSpool(testcase{name: "durable without file sync", fs: "xfs", blind: true, run: p.mutant(noFileSync, "spool"), loss: true})
+	inMaildir(testcase{name: "durable without file sync", fs: "ext4", run: p.mutant(noFileSync, "publish"), loss: true})
+	inMaildir(testcase{name: "durable without dir sync", fs: "ext4", run: p.mutant(noDirSync, "publish"), loss: true})
+	inMaildir(testcase{name: "durable without dir sync", fs: "xfs", run: p.mutant(noDirSync, "rename"), loss: true})
+	return append(out, toolCases(p, inSpool, inMaildir)...)
+}
+
+// self runs our own writer.
+func (p *programs) self(mode string, writers int) runner { return writerOf(p.writer, mode, writers) }
+
+// mutant runs our own writer, built with a crippled internal/durable.
+func (p *programs) mutant(m mutation, mode string) runner {
+	return writerOf(p.mutants[m]+"/powercut", mode, 1)
+}
+
+type runner = func(ctx context.Context, c *testcase, dir string, ack func(token string)) error
+
+func writerOf(path, mode string, writers int) runner {
+	return func(ctx context.Context, c *testcase, dir string, ack func(token string)) error {
+		cmd := exec.CommandContext(ctx, path, "writer", mode, dir, fmt.Sprint(c.time.Seconds()), strconv.Itoa(writers))
+		cmd.Stderr = os.Stderr
+		cmd.Dir = "/"
+		if c.blind {
+			cmd.SysProcAttr = &syscall.SysProcAttr{Credential: &syscall.Credential{Uid: otherID, Gid: otherID}}
+		}
+		out, err := cmd.StdoutPipe()
+		if err != nil {
+			return err
+		}
+		if err := cmd.Start(); err != nil {
+			return err
+		}
+		sc := bufio.NewScanner(out)
+		for sc.Scan() {
+			// Stamped when read: perhaps late, never early, so there are no false alarms.
+			if token, ok := strings.CutPrefix(sc.Text(), "ACK "); ok {
+				ack(token)
+			}
+		}
+		return errors.Join(sc.Err(), cmd.Wait())
+	}
+}
