@@ -73,7 +73,7 @@ func work(c *urfave.Context, cfg *config.Config) error {
 	r := relay.New(options(c, cfg))
 	defer r.Close()
 	hello := worker.Hello{Versions: []int{worker.Version}, Name: "mrelay", Abilities: []string{worker.AbleRelay}}
-	o := serve.WorkerOptions{Pair: c.Bool("worker"), Listen: c.String("listen"), Idle: c.Duration("idle"), Log: log}
+	o := serve.WorkerOptions{Pair: c.Bool("worker"), Listen: c.String("listen"), Spool: cfg.Spool, Idle: c.Duration("idle"), Log: log}
 	err = serve.Worker(c.Context, o, func(ctx context.Context, conn *net.UnixConn) error {
 		return worker.Serve(ctx, conn, hello, r.Handle, 0)
 	})

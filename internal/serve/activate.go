@@ -45,6 +45,13 @@ func passed() (*passedFds, error) {
 	return p, nil
 }
 
+// activated tells whether passed would find sockets. It makes no files of the descriptors, so
+// that nothing closes them when it is collected.
+func activated() bool {
+	n, err := strconv.Atoi(os.Getenv("LISTEN_FDS"))
+	return err == nil && n > 0 && os.Getenv("LISTEN_PID") == strconv.Itoa(os.Getpid())
+}
+
 func (p *passedFds) name(i int) string {
 	if i < len(p.names) {
 		return p.names[i]

@@ -19,6 +19,7 @@ type WorkerOptions struct {
 	Listen string      // --listen: path of our own UNIX socket
 	Mode   fs.FileMode // of that socket; 0 takes 0660
 	UIDs   []int       // who may connect to a listening socket; empty: our own uid and root
+	Spool  string      // its owner runs mqueue and may connect too; "" is nobody
 	Idle   time.Duration
 	Grace  time.Duration // how long requests in flight may take after ctx; default 20s
 	Log    *slog.Logger
@@ -33,7 +34,7 @@ func Worker(ctx context.Context, o WorkerOptions, h WorkerHandler) error {
 	if o.Log == nil {
 		o.Log = slog.New(slog.DiscardHandler)
 	}
-	if o.Pair {
+	if o.Pair && !activated() {
 		c, err := pair(firstFd)
 		if err != nil {
 			return err
@@ -51,9 +52,7 @@ func Worker(ctx context.Context, o WorkerOptions, h WorkerHandler) error {
 		if !so.Listen[0].unix() {
 			so.Listen[0].Addr = "./" + o.Listen // a plain file name is a path here
 		}
-	} else if p, err := passed(); err != nil {
-		return err
-	} else if len(p.files) == 0 {
+	} else if !activated() {
 		return errors.New("no socket: give --worker (socket pair on fd 3), --listen PATH, or start by a socket unit")
 	}
 	return Run(ctx, so, func(ctx context.Context, c net.Conn, peer Peer, _ string) {
@@ -84,6 +83,10 @@ func (o WorkerOptions) allowed(p Peer) error {
 		if u == uid {
 			return nil
 		}
+	}
+	var st unix.Stat_t
+	if o.Spool != "" && unix.Stat(o.Spool, &st) == nil && int(st.Uid) == uid {
+		return nil
 	}
 	return fmt.Errorf("uid %d may not use this worker", uid)
 }
