@@ -20,6 +20,8 @@ import (
 	"syscall"
 	"time"
 
+	"golang.org/x/sys/unix"
+
 	"pennypost/internal/spool"
 )
 
@@ -33,18 +35,18 @@ type InstanceOptions struct {
 }
 
 // Instance is one mail system below one directory, under the uid of the test: mqueue run and
-// msmtpd with a listener for each role. Its listeners are opened by the test and passed down,
-// so its ports are the kernel's choice and connections wait while it starts or restarts.
+// msmtpd with a listener for each role. Its sockets are opened by the test and passed down, so
+// its ports are the kernel's choice and connections wait while it restarts.
 type Instance struct {
 	Dir, Config, Spool, Maildirs, Socket string
 	MX, Submission, Submissions          string // host:port
 
-	o         InstanceOptions
-	listeners []passedListener
-	procs     map[string]*exec.Cmd
+	o       InstanceOptions
+	sockets []passedSocket
+	procs   map[string]*exec.Cmd
 }
 
-type passedListener struct {
+type passedSocket struct {
 	role string
 	file *os.File
 }
@@ -67,7 +69,7 @@ func NewInstance(o InstanceOptions) (*Instance, error) {
 		Maildirs: filepath.Join(dir, "mail"), Socket: filepath.Join(dir, "submit"),
 		o: o, procs: map[string]*exec.Cmd{},
 	}
-	for _, step := range []func() error{in.writeCert, in.writeFiles, in.listen, func() error { return spool.Init(in.Spool) }} {
+	for _, step := range []func() error{in.writeCert, in.writeFiles, in.bind, func() error { return spool.Init(in.Spool) }} {
 		if err := step(); err != nil {
 			in.Close()
 			return nil, fmt.Errorf("instance: %w", err)
@@ -146,32 +148,50 @@ func (in *Instance) writeCert() error {
 		os.WriteFile(filepath.Join(in.Dir, "key.pem"), pem.EncodeToMemory(&pem.Block{Type: "PRIVATE KEY", Bytes: der}), 0o600))
 }
 
-func (in *Instance) listen() error {
+// bind reserves the ports. They refuse connections until msmtpd is started for the first time;
+// from then on connections wait while it is down.
+func (in *Instance) bind() error {
 	for _, l := range []struct {
 		role string
 		addr *string
 	}{{"mx", &in.MX}, {"submission", &in.Submission}, {"submissions", &in.Submissions}} {
-		tcp, err := net.Listen("tcp", "127.0.0.1:0")
+		port, err := in.bindOne(l.role, unix.AF_INET, &unix.SockaddrInet4{Addr: [4]byte{127, 0, 0, 1}})
 		if err != nil {
 			return err
 		}
-		*l.addr = tcp.Addr().String()
-		f, err := tcp.(*net.TCPListener).File()
-		if err = errors.Join(err, tcp.Close()); err != nil {
+		*l.addr = "127.0.0.1:" + strconv.Itoa(port)
+	}
+	_, err := in.bindOne("local", unix.AF_UNIX, &unix.SockaddrUnix{Name: in.Socket})
+	return err
+}
+
+func (in *Instance) bindOne(role string, family int, addr unix.Sockaddr) (port int, err error) {
+	fd, err := unix.Socket(family, unix.SOCK_STREAM, 0)
+	if err != nil {
+		return 0, err
+	}
+	unix.CloseOnExec(fd)
+	in.sockets = append(in.sockets, passedSocket{role, os.NewFile(uintptr(fd), role)})
+	if err := unix.Bind(fd, addr); err != nil {
+		return 0, err
+	}
+	name, err := unix.Getsockname(fd)
+	if err != nil {
+		return 0, err
+	}
+	if a, ok := name.(*unix.SockaddrInet4); ok {
+		port = a.Port
+	}
+	return port, nil
+}
+
+// listen lets the sockets take connections; doing it again changes nothing.
+func (in *Instance) listen() error {
+	for _, s := range in.sockets {
+		if err := unix.Listen(int(s.file.Fd()), 128); err != nil {
 			return err
 		}
-		in.listeners = append(in.listeners, passedListener{l.role, f})
 	}
-	unix, err := net.ListenUnix("unix", &net.UnixAddr{Name: in.Socket, Net: "unix"})
-	if err != nil {
-		return err
-	}
-	unix.SetUnlinkOnClose(false)
-	f, err := unix.File()
-	if err = errors.Join(err, unix.Close()); err != nil {
-		return err
-	}
-	in.listeners = append(in.listeners, passedListener{"local", f})
 	return nil
 }
 
@@ -206,8 +226,11 @@ func (in *Instance) Start(name string) error {
 		cmd.Env = os.Environ()
 	}
 	if name == "msmtpd" {
+		if err := in.listen(); err != nil {
+			return err
+		}
 		var roles []string
-		for _, l := range in.listeners {
+		for _, l := range in.sockets {
 			cmd.ExtraFiles = append(cmd.ExtraFiles, l.file)
 			roles = append(roles, l.role)
 		}
@@ -248,6 +271,10 @@ func (in *Instance) Stop(name string, sig os.Signal) error {
 		if sig != syscall.SIGTERM {
 			return nil
 		}
+		var exit *exec.ExitError
+		if errors.As(err, &exit) && !exit.Exited() {
+			return nil // it had no time yet to install its handler
+		}
 		if err != nil {
 			return fmt.Errorf("%s after SIGTERM: %w", name, err)
 		}
@@ -267,7 +294,7 @@ func (in *Instance) Down() error {
 // Close ends everything and removes the files.
 func (in *Instance) Close() error {
 	err := in.Down()
-	for _, l := range in.listeners {
+	for _, l := range in.sockets {
 		l.file.Close()
 	}
 	return errors.Join(err, os.RemoveAll(in.Dir))

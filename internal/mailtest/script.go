@@ -27,6 +27,7 @@ const patience = 20 * time.Second
 //	                              a private mail system; FILE holds further configuration lines
 //	                              with $variables of the script. Its variables (PENNYPOST_CONFIG,
 //	                              PP_MX, ...) are set, with -n as NAME_PP_MX too
+//	instance [-n NAME] make ...   the same without starting it: its ports refuse connections
 //	instance [-n NAME] use|down|start P|stop P|kill P
 //	                              P is mqueue or msmtpd
 //	mailbox [-n NAME] ADDRESS N [FILE...]
@@ -143,12 +144,12 @@ func instanceName(args []string) (name string, rest []string) {
 func cmdInstance(ts *testscript.TestScript, neg bool, args []string) {
 	name, args := instanceName(args)
 	if neg || len(args) == 0 {
-		ts.Fatalf("usage: instance [-n NAME] up|use|down|start|stop|kill ...")
+		ts.Fatalf("usage: instance [-n NAME] up|make|use|down|start|stop|kill ...")
 	}
 	s := stateOf(ts)
 	verb, args := args[0], args[1:]
-	if verb == "up" {
-		s.up(ts, name, args)
+	if verb == "up" || verb == "make" {
+		s.up(ts, name, verb, args)
 		return
 	}
 	in := s.instances[name]
@@ -175,7 +176,7 @@ func cmdInstance(ts *testscript.TestScript, neg bool, args []string) {
 	}
 }
 
-func (s *script) up(ts *testscript.TestScript, name string, args []string) {
+func (s *script) up(ts *testscript.TestScript, name, verb string, args []string) {
 	in := s.instances[name]
 	if in == nil {
 		o := InstanceOptions{Bin: s.bin, Env: []string{"PATH=" + ts.Getenv("PATH"), "HOME=" + ts.Getenv("HOME"), "TMPDIR=" + ts.Getenv("TMPDIR")}}
@@ -189,7 +190,9 @@ func (s *script) up(ts *testscript.TestScript, name string, args []string) {
 		ts.Check(err)
 		s.instances[name] = in
 	}
-	ts.Check(in.Up())
+	if verb == "up" {
+		ts.Check(in.Up())
+	}
 	setAll(ts, "", in)
 	if name != "" {
 		setAll(ts, name+"_", in)
