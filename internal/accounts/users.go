@@ -12,9 +12,9 @@ import (
 // userTable is a parsed users file: key → line. Lines are taken apart when asked for.
 type userTable struct {
 	lines   map[string]string
+	order   []string          // keys as they stand in the file
 	firstOf map[string]string // domain → first user's key
-	first   string
-	broken  error // a line that names nobody; then a miss is no "no such user"
+	broken  error             // a line that names nobody; then a miss is no "no such user"
 }
 
 // parseUsers reads user:password:uid:gid:gecos:home:shell:extra, as Dovecot's passwd-file.
@@ -34,9 +34,7 @@ func (a *Accounts) parseUsers(path, data string, _ uint32) (*userTable, error) {
 			return // the first line of a name counts
 		}
 		t.lines[key] = line
-		if t.first == "" {
-			t.first = key
-		}
+		t.order = append(t.order, key)
 		if t.firstOf[addr.Domain] == "" {
 			t.firstOf[addr.Domain] = key
 		}
@@ -90,7 +88,10 @@ func (t *userTable) postmaster(domain string) string {
 	if u := t.firstOf[domain]; u != "" {
 		return u
 	}
-	return t.first
+	if len(t.order) > 0 {
+		return t.order[0]
+	}
+	return ""
 }
 
 // parseUser takes one users line apart.
@@ -200,6 +201,7 @@ type secret struct {
 // secretTable is a parsed secrets file.
 type secretTable struct {
 	byKey map[string]secret
+	order []string
 	dummy string
 }
 
@@ -232,6 +234,7 @@ func (a *Accounts) parseSecrets(_, data string, _ uint32) (*secretTable, error) 
 			}
 		}
 		t.byKey[key] = s
+		t.order = append(t.order, key)
 		if first { // an unknown login costs what most known ones cost
 			t.dummy, first = s.stored, false
 		}

@@ -1,0 +1,175 @@
+package main
+
+import (
+	"errors"
+	"fmt"
+	"strings"
+
+	urfave "github.com/urfave/cli/v2"
+
+	"pennypost/internal/accounts"
+	"pennypost/internal/cli"
+	"pennypost/internal/envelope"
+	"pennypost/internal/password"
+)
+
+// report prints what was done, or would be, where somebody asked to see it.
+func (t *task) report(action string) error {
+	if cli.Bool(t.c, "json") {
+		return cli.PrintJSON(t.c.App.Writer, struct {
+			Action string `json:"action"`
+			User   string `json:"user"`
+			DryRun bool   `json:"dry_run,omitempty"`
+		}{action, t.addr.String(), t.dry})
+	}
+	if !t.dry {
+		return nil
+	}
+	_, err := fmt.Fprintf(t.c.App.Writer, "would %s %s\n", action, t.addr)
+	return err
+}
+
+// add makes a users line and a secrets line; what is there already and can stay does.
+func add(t *task) error {
+	if err := t.files(); err != nil {
+		return err
+	}
+	stored := ""
+	if !t.c.Bool("no-password") {
+		pw, err := readPassword(true)
+		if err != nil {
+			return err
+		}
+		if stored, err = password.New(t.c.String("scheme"), pw); err != nil {
+			return cli.Usage("%v", err)
+		}
+		// Before anything is written: an account with a password is not to be taken over.
+		if err := accounts.SetSecret(t.cfg.Accounts.Secrets, t.first, t.addr, stored, true, true); err != nil {
+			return err
+		}
+	}
+	err := accounts.AddUser(t.cfg.Accounts.Users, t.first, t.addr, t.c.String("home"), t.c.String("extra"), t.dry)
+	if errors.Is(err, accounts.ErrExists) && stored != "" {
+		err = nil // a mailbox gets its first password
+	}
+	if err == nil && stored != "" {
+		err = accounts.SetSecret(t.cfg.Accounts.Secrets, t.first, t.addr, stored, true, t.dry)
+	}
+	if err != nil {
+		return err
+	}
+	return t.report("add")
+}
+
+func change(t *task) error {
+	if err := t.files(); err != nil {
+		return err
+	}
+	pw, err := readPassword(true)
+	if err != nil {
+		return err
+	}
+	stored, err := password.New(t.c.String("scheme"), pw)
+	if err != nil {
+		return cli.Usage("%v", err)
+	}
+	if err := accounts.SetSecret(t.cfg.Accounts.Secrets, t.first, t.addr, stored, false, t.dry); err != nil {
+		return err
+	}
+	return t.report("change")
+}
+
+// remove takes the password away first: who cannot be reached must not be able to log in.
+func remove(t *task) error {
+	if err := t.files(); err != nil {
+		return err
+	}
+	had, err := accounts.Remove(t.cfg.Accounts.Secrets, t.first, t.addr, t.dry)
+	if err != nil {
+		return err
+	}
+	if !t.same() {
+		was, err := accounts.Remove(t.cfg.Accounts.Users, t.first, t.addr, t.dry)
+		if err != nil {
+			return err
+		}
+		had = had || was
+	}
+	if !had {
+		return fmt.Errorf("%s: %w", t.addr, accounts.ErrNoUser)
+	}
+	return t.report("remove")
+}
+
+func test(t *task) error {
+	pw, err := readPassword(false)
+	if err != nil {
+		return err
+	}
+	_, ok, err := t.acc.CheckPassword(t.c.Context, t.addr.String(), pw)
+	if err != nil {
+		return cli.Exit(envelope.ExTempFail, err)
+	}
+	if cli.Bool(t.c, "json") {
+		err := cli.PrintJSON(t.c.App.Writer, struct {
+			User string `json:"user"`
+			OK   bool   `json:"ok"`
+		}{t.addr.String(), ok})
+		if err != nil {
+			return err
+		}
+	}
+	if !ok {
+		return cli.Exit(envelope.ExNoPerm, fmt.Errorf("%s: wrong password, or no such account", t.addr))
+	}
+	return nil
+}
+
+func list(c *urfave.Context) error {
+	if c.NArg() > 0 {
+		return cli.Usage("list takes no operands")
+	}
+	_, acc, err := open(c)
+	if err != nil {
+		return err
+	}
+	return status(acc.List(func(l accounts.Listed) error {
+		if cli.Bool(c, "json") {
+			return cli.PrintJSON(c.App.Writer, l)
+		}
+		box, pw := l.Mailbox, "-"
+		if box == "" {
+			box = "-"
+		}
+		if l.Password {
+			pw = "password"
+		}
+		_, err := fmt.Fprintf(c.App.Writer, "%s %s %s\n", pw, cli.Escape(box, ' '), cli.Escape(l.Address, ' '))
+		return err
+	}))
+}
+
+func hash(c *urfave.Context) error {
+	if c.NArg() > 0 {
+		return cli.Usage("hash takes no operands: the password is read from standard input")
+	}
+	pw, err := readPassword(true)
+	if err != nil {
+		return err
+	}
+	stored, err := password.New(c.String("scheme"), pw)
+	if err != nil {
+		return cli.Usage("%v", err)
+	}
+	_, err = fmt.Fprintln(c.App.Writer, stored)
+	return err
+}
+
+// checkLine refuses what cannot be a password in a line-oriented world.
+func checkLine(s string) (string, error) {
+	s = strings.TrimSuffix(strings.TrimSuffix(s, "\n"), "\r")
+	if s == "" {
+		return "", cli.Exit(envelope.ExDataErr, errors.New("no password on standard input"))
+	}
+	return s, nil
+}
