@@ -148,8 +148,11 @@ func (s *session) trace(proto string) *submit.Trace {
 	return t
 }
 
-// Refused implements smtp.Observer: one line a refusal. A refused mechanism has had its own.
+// Refused implements smtp.Observer: one line a refusal. A password that was checked has had its own.
 func (s *session) Refused(verb, arg string, a *smtp.Answer) {
+	if verb == "AUTH" && (a.Code == 535 || a.Code == 454) {
+		return
+	}
 	attrs := []slog.Attr{
 		slog.String("peer", s.peer()), slog.String("role", s.o.Role), slog.String("helo", s.st.Helo),
 		slog.String("verb", verb), slog.String("arg", shorten(arg)),

@@ -105,12 +105,11 @@ func (b *backend) NewSession(ctx context.Context, st *smtp.State) (smtp.Session,
 // session is one connection.
 type session struct {
 	*backend
-	st     *smtp.State
-	user   string // who hands in: the authenticated address, or the login of the local user
-	from   envelope.Address
-	mail   smtp.MailOptions
-	to     []envelope.Recipient
-	trying string // login of the AUTH in progress, for the log
+	st   *smtp.State
+	user string // who hands in: the authenticated address, or the login of the local user
+	from envelope.Address
+	mail smtp.MailOptions
+	to   []envelope.Recipient
 }
 
 func (s *session) submission() bool { return s.o.Role == Submission || s.o.Role == Submissions }
@@ -236,7 +235,6 @@ func (s *session) reaches(ctx context.Context, addr envelope.Address, mine func(
 // Rcpt implements smtp.Session. Nothing a configuration leaves out makes an open relay: what is
 // not named here is refused.
 func (s *session) Rcpt(ctx context.Context, to envelope.Address, o *smtp.RcptOptions) error {
-	orig := ""
 	if local, ok := s.complete(to); ok {
 		to = local
 	}
@@ -247,7 +245,7 @@ func (s *session) Rcpt(ctx context.Context, to envelope.Address, o *smtp.RcptOpt
 	} else if !s.mayRelay(to) {
 		return &smtp.Answer{Code: 550, Enhanced: "5.7.1", Text: "relaying denied: " + to.Domain + " is not served here"}
 	}
-	r := envelope.Recipient{Addr: to.String(), Notify: o.Notify, ORcpt: o.ORcpt, Orig: orig}
+	r := envelope.Recipient{Addr: to.String(), Notify: o.Notify, ORcpt: o.ORcpt}
 	for _, have := range s.to {
 		if have.Addr == r.Addr {
 			return nil // said twice, delivered once
