@@ -25,7 +25,7 @@ func cases(p *programs) []*testcase {
 			fmt.Printf("skipped: mkfs.%s is not installed\n", c.fs)
 			return
 		}
-		c.time, c.cuts = 500*time.Millisecond, 9
+		c.time, c.cuts = 300*time.Millisecond, 8
 		out = append(out, &c)
 	}
 	inSpool := func(c testcase) {

@@ -1,0 +1,314 @@
+package durable_test
+
+import (
+	"errors"
+	"io/fs"
+	"os"
+	"path/filepath"
+	"strings"
+	"sync"
+	"sync/atomic"
+	"syscall"
+	"testing"
+
+	"pennypost/internal/durable"
+	"pennypost/internal/mailtest"
+)
+
+func TestPublish(t *testing.T) {
+	dir := t.TempDir()
+	tmp, dst := filepath.Join(dir, "tmp"), filepath.Join(dir, "dst")
+	if err := durable.Publish(tmp, dst, strings.NewReader("one")); err != nil {
+		t.Fatal(err)
+	}
+	if err := durable.Publish(tmp, dst, strings.NewReader("two")); !errors.Is(err, fs.ErrExist) {
+		t.Errorf("a second one: %v", err)
+	}
+	if b, err := os.ReadFile(dst); err != nil || string(b) != "one" {
+		t.Errorf("%q %v", b, err)
+	}
+	if _, err := os.Lstat(tmp); !errors.Is(err, fs.ErrNotExist) {
+		t.Errorf("tmp stays: %v", err)
+	}
+}
+
+type failing struct{ err error }
+
+func (r failing) Read([]byte) (int, error) { return 0, r.err }
+
+func TestPublishFaults(t *testing.T) {
+	boom := errors.New("boom")
+	if err := durable.Publish(filepath.Join(t.TempDir(), "tmp"), filepath.Join(t.TempDir(), "dst"), failing{boom}); !errors.Is(err, boom) {
+		t.Errorf("a read error: %v", err)
+	}
+	for _, op := range []string{"create", "write", "sync", "close", "link"} {
+		c := mailtest.NewCrashFS()
+		c.Fault = func(o, _ string) error {
+			if o == op {
+				return syscall.EIO
+			}
+			return nil
+		}
+		err := durable.PublishOn(c, "/tmp", "/dst", strings.NewReader("x"))
+		if !errors.Is(err, syscall.EIO) {
+			t.Errorf("%s: %v", op, err)
+		}
+		if names := c.Names("/"); len(names) != 0 {
+			t.Errorf("%s: left over %v", op, names)
+		}
+	}
+}
+
+// A link whose answer was lost has happened all the same (NFS): two links say so.
+func TestLinkAnswerLost(t *testing.T) {
+	c := mailtest.NewCrashFS()
+	f, err := c.OpenFile("/a", os.O_CREATE|os.O_WRONLY, 0o600)
+	if err == nil {
+		err = f.Close()
+	}
+	if err == nil {
+		err = c.Link("/a", "/b")
+	}
+	if err != nil {
+		t.Fatal(err)
+	}
+	if err := durable.LinkOn(c, "/a", "/b"); !errors.Is(err, fs.ErrExist) {
+		t.Errorf("a file system that cannot compare files: %v", err)
+	}
+	dir := t.TempDir()
+	a, b := filepath.Join(dir, "a"), filepath.Join(dir, "b")
+	if err := errors.Join(os.WriteFile(a, nil, 0o600), durable.Link(a, b), durable.Link(a, b)); err != nil {
+		t.Errorf("the same link again: %v", err)
+	}
+	other := filepath.Join(dir, "other")
+	if err := os.WriteFile(other, nil, 0o600); err != nil {
+		t.Fatal(err)
+	}
+	if err := durable.Link(a, other); !errors.Is(err, fs.ErrExist) {
+		t.Errorf("another file: %v", err)
+	}
+}
+
+func TestWriteFile(t *testing.T) {
+	path := filepath.Join(t.TempDir(), "f")
+	for _, s := range []string{"one", "two, longer", ""} {
+		if err := durable.WriteFile(path, []byte(s), 0o640); err != nil {
+			t.Fatal(err)
+		}
+		if b, err := os.ReadFile(path); err != nil || string(b) != s {
+			t.Errorf("%q %v", b, err)
+		}
+	}
+	for _, op := range []string{"write", "sync", "close", "rename"} {
+		c := mailtest.NewCrashFS()
+		if err := durable.WriteFileOn(c, "/f", []byte("old"), 0o600); err != nil {
+			t.Fatal(err)
+		}
+		c.Fault = func(o, _ string) error {
+			if o == op {
+				return syscall.ENOSPC
+			}
+			return nil
+		}
+		if err := durable.WriteFileOn(c, "/f", []byte("new"), 0o600); !errors.Is(err, syscall.ENOSPC) {
+			t.Errorf("%s: %v", op, err)
+		}
+		if names := c.Names("/"); len(names) != 1 {
+			t.Errorf("%s: %v", op, names)
+		}
+	}
+}
+
+func TestMkdirAll(t *testing.T) {
+	dir := t.TempDir()
+	path := filepath.Join(dir, "a", "b", "c")
+	for range 2 {
+		if err := durable.MkdirAll(path, 0o700); err != nil {
+			t.Fatal(err)
+		}
+	}
+	file := filepath.Join(dir, "file")
+	if err := os.WriteFile(file, nil, 0o600); err != nil {
+		t.Fatal(err)
+	}
+	for _, p := range []string{file, filepath.Join(file, "x")} {
+		if err := durable.MkdirAll(p, 0o700); err == nil {
+			t.Errorf("%s was made", p)
+		}
+	}
+}
+
+// Each directory that is made is synced into its parent.
+func TestMkdirAllSyncs(t *testing.T) {
+	c := mailtest.NewCrashFS()
+	synced := map[string]bool{}
+	c.Fault = func(op, name string) error {
+		if op == "sync" {
+			synced[name] = true
+		}
+		return nil
+	}
+	if err := durable.MkdirAllOn(c, "/a/b/c", 0o700); err != nil {
+		t.Fatal(err)
+	}
+	for _, d := range []string{"/", "/a", "/a/b"} {
+		if !synced[d] {
+			t.Errorf("%s was not synced: %v", d, synced)
+		}
+	}
+}
+
+func TestLock(t *testing.T) {
+	path := filepath.Join(t.TempDir(), "lock")
+	a, err := durable.Lock(path, true)
+	if err != nil {
+		t.Fatal(err)
+	}
+	if _, err := durable.Lock(path, true); !errors.Is(err, durable.ErrLocked) {
+		t.Errorf("twice: %v", err)
+	}
+	got := make(chan error)
+	go func() {
+		b, err := durable.Lock(path, false)
+		if err == nil {
+			err = b.Close()
+		}
+		got <- err
+	}()
+	if err := a.Close(); err != nil {
+		t.Fatal(err)
+	}
+	if err := <-got; err != nil {
+		t.Errorf("the one who waited: %v", err)
+	}
+}
+
+func TestTryLockShared(t *testing.T) {
+	path := filepath.Join(t.TempDir(), "f")
+	open := func() *os.File {
+		f, err := os.OpenFile(path, os.O_RDWR|os.O_CREATE, 0o600)
+		if err != nil {
+			t.Fatal(err)
+		}
+		t.Cleanup(func() { _ = f.Close() })
+		return f
+	}
+	a, b, c := open(), open(), open()
+	if err := errors.Join(durable.TryLock(a, true), durable.TryLock(b, true)); err != nil {
+		t.Errorf("two readers: %v", err)
+	}
+	if err := durable.TryLock(c, false); !errors.Is(err, durable.ErrLocked) {
+		t.Errorf("a writer beside readers: %v", err)
+	}
+}
+
+func TestRenameNew(t *testing.T) {
+	dir := t.TempDir()
+	a, b := filepath.Join(dir, "a"), filepath.Join(dir, "b")
+	if err := errors.Join(os.WriteFile(a, []byte("a"), 0o600), os.WriteFile(b, []byte("b"), 0o600)); err != nil {
+		t.Fatal(err)
+	}
+	if err := durable.RenameNew(a, b); !errors.Is(err, fs.ErrExist) {
+		t.Errorf("over another: %v", err)
+	}
+	if err := durable.RenameNew(a, b+"2"); err != nil {
+		t.Error(err)
+	}
+	if err := durable.RenameNew(a, b+"3"); !errors.Is(err, fs.ErrNotExist) {
+		t.Errorf("of nothing: %v", err)
+	}
+}
+
+// slowDir is a directory whose sync waits for a signal, and says what it covered.
+type slowDir struct {
+	durable.File
+	begun   chan struct{}
+	release chan struct{}
+	syncs   atomic.Int32
+}
+
+func (d *slowDir) Sync() error {
+	d.syncs.Add(1)
+	d.begun <- struct{}{}
+	<-d.release
+	return nil
+}
+
+type slowFS struct {
+	durable.FS
+	dir *slowDir
+}
+
+func (s slowFS) OpenFile(name string, flag int, perm fs.FileMode) (durable.File, error) {
+	f, err := s.FS.OpenFile(name, flag, perm)
+	s.dir.File = f
+	return s.dir, err
+}
+
+// Callers who arrive while a sync runs share the next one; none is satisfied by the one that
+// had begun before it came.
+func TestGroupCommit(t *testing.T) {
+	sd := &slowDir{begun: make(chan struct{}), release: make(chan struct{})}
+	d, err := durable.OpenDirOn(slowFS{mailtest.NewCrashFS(), sd}, "/")
+	if err != nil {
+		t.Fatal(err)
+	}
+	var first, rest sync.WaitGroup
+	var early atomic.Bool
+	first.Go(func() {
+		if err := d.Sync(); err != nil {
+			t.Error(err)
+		}
+	})
+	<-sd.begun
+	const n = 20
+	for range n {
+		rest.Go(func() {
+			if err := d.Sync(); err != nil {
+				t.Error(err)
+			}
+			if sd.syncs.Load() < 2 {
+				early.Store(true)
+			}
+		})
+	}
+	sd.release <- struct{}{}
+	first.Wait()
+	done := make(chan struct{})
+	go func() { rest.Wait(); close(done) }()
+	for open := true; open; {
+		select {
+		case <-sd.begun:
+			sd.release <- struct{}{}
+		case <-done:
+			open = false
+		}
+	}
+	if early.Load() {
+		t.Error("a caller was satisfied by a sync that began before it came")
+	}
+	if got := sd.syncs.Load(); got > n {
+		t.Errorf("%d syncs for %d callers", got, n+1)
+	}
+	if err := d.Close(); err != nil {
+		t.Error(err)
+	}
+}
+
+func BenchmarkDirSync(b *testing.B) {
+	d, err := durable.OpenDir(b.TempDir())
+	if err != nil {
+		b.Fatal(err)
+	}
+	b.ReportAllocs()
+	b.RunParallel(func(pb *testing.PB) {
+		for pb.Next() {
+			if err := d.Sync(); err != nil {
+				b.Error(err)
+			}
+		}
+	})
+	if err := d.Close(); err != nil {
+		b.Error(err)
+	}
+}
