@@ -63,6 +63,20 @@ func (s *Scheduler) explain(c *Command, r ref, id string, out Sink) error {
 	return err
 }
 
+func times(n int) string {
+	if n == 1 {
+		return "once"
+	}
+	return strconv.Itoa(n) + " times"
+}
+
+func attempts(n int) string {
+	if n == 1 {
+		return "one attempt"
+	}
+	return strconv.Itoa(n) + " attempts"
+}
+
 func stamp(t time.Time) string { return t.UTC().Format("2006-01-02 15:04:05 UTC") }
 
 func origin(o *envelope.Origin) string {
@@ -165,8 +179,8 @@ func (s *Scheduler) prospect(r ref, st *spool.State) outlook {
 		x.next = "An attempt is under way now."
 		return x
 	case stateWaiting:
-		x.next = fmt.Sprintf("It waits behind next hop %s, which has failed %d times since %s (%s %s). One message at a time tries whether it is back, next at %s; %d wait, and all go on at the first success.",
-			field(x.line.Relay), h.fails, stamp(s.wallTime(h.since)), h.last.Code, field(h.last.Reply), stamp(s.wallTime(h.until)), h.queue.len()+h.urgent.len())
+		x.next = fmt.Sprintf("It waits behind next hop %s, which has failed %s since %s (%s %s). One message at a time tries whether it is back, next at %s; %d in line go on at the first success.",
+			field(x.line.Relay), times(h.fails), stamp(s.wallTime(h.since)), h.last.Code, field(h.last.Reply), stamp(s.wallTime(h.until)), h.queue.len()+h.urgent.len())
 	case stateReady:
 		x.next = "It is due and waits for its turn."
 		if a := h.worker; a.until > s.now() {
@@ -323,8 +337,8 @@ func explainHistory(c *Command, out Sink, h *historyLine) error {
 		return printJSON(out, map[string]any{"id": h.ID, "state": "done", "history": h})
 	}
 	var b strings.Builder
-	fmt.Fprintf(&b, "Message %s from <%s>, %d octets, was accepted %s%s and left the queue %s after %d attempts.\n",
-		h.ID, field(h.From), h.Size, stamp(h.Accepted), origin(&h.Origin), stamp(h.Time), h.Attempts)
+	fmt.Fprintf(&b, "Message %s from <%s>, %d octets, was accepted %s%s and left the queue %s after %s.\n",
+		h.ID, field(h.From), h.Size, stamp(h.Accepted), origin(&h.Origin), stamp(h.Time), attempts(h.Attempts))
 	for i := range h.Results {
 		r := &h.Results[i]
 		fmt.Fprintf(&b, "<%s>: %s %s", field(r.To), r.Verdict, r.Code)

@@ -60,7 +60,7 @@ func (s *Scheduler) Run(ctx context.Context, ready func() error) error {
 	_ = control.Close()
 	s.drain(cancel)
 	side.Wait()
-	return errors.Join(err, s.put())
+	return errors.Join(err, s.put(), s.q.WriteDue(s.earliest()))
 }
 
 func (s *Scheduler) listen() (*spool.Wake, *net.UnixListener, error) {
