@@ -1,6 +1,6 @@
 // Package cli is the frame of every command: it wraps the flag library once, so that its traps
 // are closed for all tools alike. It owns --help and --version, turns errors into exit statuses,
-// cancels the context on SIGINT and SIGTERM, opens the log and loads the configuration.
+// ends the context on SIGINT and SIGTERM, opens the log and loads the configuration.
 // Only cmd/ uses it.
 package cli
 
@@ -10,9 +10,7 @@ import (
 	"fmt"
 	"io"
 	"os"
-	"os/signal"
 	"strings"
-	"syscall"
 
 	urfave "github.com/urfave/cli/v2"
 
@@ -21,12 +19,7 @@ import (
 )
 
 // Main runs the app with the arguments and streams of the process and ends the process.
-func Main(app *urfave.App) {
-	ctx, stop := signal.NotifyContext(context.Background(), os.Interrupt, syscall.SIGTERM)
-	status := Run(ctx, app, os.Args)
-	stop()
-	os.Exit(status)
-}
+func Main(app *urfave.App) { os.Exit(Run(newSignalContext(), app, os.Args)) }
 
 // Run is Main without the process around it: it returns the exit status. Streams that the app
 // does not set are those of the process.
