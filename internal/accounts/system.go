@@ -29,7 +29,7 @@ type SystemUser struct {
 }
 
 type systemUsers struct {
-	passwd *file[map[string]*SystemUser]
+	passwd *file[*passwdTable]
 	getent string
 
 	mu    sync.Mutex
@@ -51,14 +51,26 @@ func newSystemUsers(o Options) *systemUsers {
 	}
 }
 
-func parsePasswd(_, data string, _ uint32) (map[string]*SystemUser, error) {
-	m := map[string]*SystemUser{}
+// passwdTable is a parsed passwd(5). The first line of a name or number counts, as in the
+// system's own look-ups.
+type passwdTable struct {
+	byName map[string]*SystemUser
+	byID   map[int]*SystemUser
+}
+
+func parsePasswd(_, data string, _ uint32) (*passwdTable, error) {
+	t := &passwdTable{byName: map[string]*SystemUser{}, byID: map[int]*SystemUser{}}
 	eachLine(data, func(_ int, line string) {
-		if u := parsePasswdLine(line); u != nil && m[u.Name] == nil {
-			m[u.Name] = u
+		u := parsePasswdLine(line)
+		if u == nil || t.byName[u.Name] != nil {
+			return
+		}
+		t.byName[u.Name] = u
+		if t.byID[u.UID] == nil {
+			t.byID[u.UID] = u
 		}
 	})
-	return m, nil
+	return t, nil
 }
 
 // parsePasswdLine returns nil for lines that are no user, such as NIS's "+::::::".
@@ -83,16 +95,13 @@ func (a *Accounts) SystemUser(ctx context.Context, name string) (*SystemUser, er
 
 // SystemUserByID returns the user with that uid, nil when there is none.
 func (a *Accounts) SystemUserByID(ctx context.Context, uid int) (*SystemUser, error) {
-	m, err := a.system.passwd.get(false)
+	t, err := a.system.passwd.get(false)
 	if err != nil {
 		return nil, tempOrNil(err)
 	}
 	var found *SystemUser
-	for _, u := range m {
-		// Several names may share a uid; the choice must not depend on the order of a map.
-		if u.UID == uid && (found == nil || u.Name < found.Name) {
-			found = u
-		}
+	if t != nil {
+		found = t.byID[uid]
 	}
 	if found != nil || a.system.getent == "" {
 		return found, nil
@@ -102,11 +111,15 @@ func (a *Accounts) SystemUserByID(ctx context.Context, uid int) (*SystemUser, er
 }
 
 func (s *systemUsers) find(ctx context.Context, name string, fresh bool) (*SystemUser, error) {
-	m, err := s.passwd.get(fresh)
+	t, err := s.passwd.get(fresh)
 	if err != nil {
 		return nil, err
 	}
-	if u := m[name]; u != nil || s.getent == "" || !askable(name) {
+	var u *SystemUser
+	if t != nil {
+		u = t.byName[name]
+	}
+	if u != nil || s.getent == "" || !askable(name) {
 		return u, nil
 	}
 	s.mu.Lock()
@@ -122,7 +135,7 @@ func (s *systemUsers) find(ctx context.Context, name string, fresh bool) (*Syste
 		return nil, ctx.Err()
 	}
 	// A number asked for as a name would be taken for a uid: the answer must bear the name.
-	u, err := s.ask(ctx, name, func(u *SystemUser) bool { return u.Name == name })
+	u, err = s.ask(ctx, name, func(u *SystemUser) bool { return u.Name == name })
 	if err != nil {
 		return nil, err
 	}
