@@ -25,6 +25,24 @@ func (d *demo) mails(host, address string) ([]string, error) {
 	return mails, nil
 }
 
+// pids lists what runs for a host.
+func (d *demo) pids(host string) ([]int, error) {
+	b, err := os.ReadFile(filepath.Join(d.dir, host, "pids"))
+	if err != nil {
+		return nil, err
+	}
+	var pids []int
+	for l := range strings.Lines(string(b)) {
+		var pid int
+		var name string
+		if _, err := fmt.Sscan(l, &pid, &name); err != nil {
+			return nil, fmt.Errorf("%s/pids: %q: %w", host, l, err)
+		}
+		pids = append(pids, pid)
+	}
+	return pids, nil
+}
+
 func (d *demo) onlyMail(host, address string) ([]byte, error) {
 	m, err := d.mails(host, address)
 	if err != nil {
@@ -36,8 +54,9 @@ func (d *demo) onlyMail(host, address string) ([]byte, error) {
 	return []byte(m[0]), nil
 }
 
-// queued checks that host's queue holds one message in the given state.
-func (d *demo) queued(host, status string) error {
+// waiting checks that host's queue holds the message, and no other, after an attempt that was
+// deferred.
+func (d *demo) waiting(host, id string) error {
 	out, err := d.shell(host, "mqueue list --json")
 	if err != nil {
 		return err
@@ -45,7 +64,7 @@ func (d *demo) queued(host, status string) error {
 	if strings.Count(out, "\n") != 1 {
 		return fmt.Errorf("expected one message in the queue, got %q", out)
 	}
-	return want(out, status)
+	return want(out, `"id":"`+id+`"`, `"state":"waiting"`, `"attempts":1`)
 }
 
 func (d *demo) empty(host string) error {

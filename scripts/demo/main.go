@@ -202,6 +202,9 @@ func within(f func() error) error {
 	return fmt.Errorf("%w (waited %s)", err, patience)
 }
 
+// settle waits for what the next step will look at; if it does not come, that step says so.
+func settle(f func() error) { _ = within(f) }
+
 // want tells which of the words out lacks.
 func want(out string, words ...string) error {
 	for _, w := range words {

@@ -16,6 +16,7 @@ import (
 	"path/filepath"
 	"strconv"
 	"strings"
+	"syscall"
 )
 
 // play is the whole demonstration, one act after the other.
@@ -91,12 +92,9 @@ func (d *demo) pastADeadMX() error {
 		if id = strings.TrimSpace(out); id == "" || strings.ContainsAny(id, " \n") {
 			return "", fmt.Errorf("expected a queue id, got %q", out)
 		}
-		return "msend took a letter with non-ASCII text and an attachment as " + id, nil
+		return "msend took a letter with non-ASCII text and an attachment as " + id, within(func() error { return d.waiting("a", id) })
 	})
 	if err != nil {
-		return err
-	}
-	if err := within(func() error { return d.queued("a", "deferred") }); err != nil {
 		return err
 	}
 	err = d.step("a", "mqueue list", func(out string) (string, error) {
@@ -123,11 +121,12 @@ func (d *demo) pastADeadMX() error {
 		return err
 	}
 	err = d.step("a", "mqueue explain "+id, func(out string) (string, error) {
-		return "the dead MX was tried first, the backup took the letter", want(out, "bob@b.test", "relayed", "mx.b.test")
+		return "the letter went to mx.b.test, the backup, as nobody answers at dead.b.test", want(out, "<bob@b.test>: relayed", "by mx.b.test["+hostB+"]")
 	})
 	if err != nil {
 		return err
 	}
+	settle(func() error { _, err := d.onlyMail("b", "bob@b.test"); return err })
 	return d.step("b", "ls $PP_MAILDIRS/b.test/bob/new && sed '/^$/q' $PP_MAILDIRS/b.test/bob/new/*", func(out string) (string, error) {
 		m, err := d.onlyMail("b", "bob@b.test")
 		if err != nil {
@@ -202,20 +201,14 @@ func (d *demo) backAsABounce() error {
 		if out != "" {
 			return "", fmt.Errorf("expected silence, got %q", out)
 		}
-		return "a mail to a user b.test does not have is queued", nil
+		return "a mail to a user b.test does not have is taken, and a mail for alice comes back",
+			within(func() error { _, err := d.onlyMail("a", "alice@a.test"); return err })
 	})
 	if err != nil {
 		return err
 	}
-	var raw []byte
-	if err := within(func() (err error) { raw, err = d.onlyMail("a", "alice@a.test"); return err }); err != nil {
-		return err
-	}
 	return d.step("a", "cat $PP_MAILDIRS/a.test/alice/new/*", func(out string) (string, error) {
-		if out != string(raw) {
-			return "", errors.New("expected the one mail of alice, got another")
-		}
-		m, err := mail.ReadMessage(bytes.NewReader(raw))
+		m, err := mail.ReadMessage(strings.NewReader(out))
 		if err != nil {
 			return "", err
 		}
@@ -253,13 +246,13 @@ func (d *demo) throughAnOutage() error {
 	var id string
 	err = d.step("a", `printf 'Subject: for later\n\nRead this when you are back.\n' | msend --print-id -f alice@a.test bob@b.test`, func(out string) (string, error) {
 		id = strings.TrimSpace(out)
-		return "a mail to bob is queued as " + id, within(func() error { return d.queued("a", "deferred") })
+		return "a mail to bob is queued as " + id, within(func() error { return d.waiting("a", id) })
 	})
 	if err != nil {
 		return err
 	}
 	err = d.step("a", "mqueue list", func(out string) (string, error) {
-		return "the queue holds it and nothing else", errors.Join(want(out, id, "bob@b.test"), d.queued("a", id))
+		return "the queue holds it and nothing else", errors.Join(want(out, id, "bob@b.test"), d.waiting("a", id))
 	})
 	if err != nil {
 		return err
@@ -296,10 +289,20 @@ func (d *demo) throughAnOutage() error {
 }
 
 func (d *demo) end() error {
-	return d.step("", "sandbox down a && sandbox down b && cat a/pids b/pids", func(out string) (string, error) {
-		if out != "" {
-			return "", fmt.Errorf("expected no process left, got %q", out)
+	var pids []int
+	for _, h := range []string{"a", "b"} {
+		p, err := d.pids(h)
+		if err != nil {
+			return err
 		}
-		return "both hosts are down, no process is left", nil
+		pids = append(pids, p...)
+	}
+	return d.step("", "sandbox down a && sandbox down b", func(out string) (string, error) {
+		for _, pid := range pids {
+			if syscall.Kill(pid, 0) == nil {
+				return "", fmt.Errorf("expected no process left, got pid %d", pid)
+			}
+		}
+		return fmt.Sprintf("both hosts are down, none of their %d processes is left", len(pids)), nil
 	})
 }
