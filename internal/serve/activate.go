@@ -111,7 +111,7 @@ func isPairEnd(fd int) bool {
 		return false
 	}
 	u, ok := sa.(*unix.SockaddrUnix)
-	return ok && u.Name == ""
+	return ok && (u.Name == "" || u.Name == "@") // the latter is how x/sys shows no name on Linux
 }
 
 // Fd2IsClient tells whether standard error is the client's connection, as under inetd and
