@@ -133,7 +133,8 @@ smtpd_tls_cert_file = %[3]s/cert.pem
 smtpd_tls_key_file = %[3]s/key.pem
 smtpd_tls_received_header = yes
 smtp_tls_CAfile = %[3]s/ca.pem
-smtp_tls_policy_maps = inline:{ { ours.test = secure match=localhost } }
+smtp_tls_security_level = secure
+smtp_tls_secure_cert_match = localhost
 transport_maps = inline:{ ours.test=smtp:[127.0.0.1]:%[2]s }
 maillog_file = %[1]s/log
 maillog_file_prefixes = %[1]s
@@ -189,7 +190,7 @@ func (h *hosts) msend(from, to, subject string) error {
 }
 
 func (h *hosts) sendmail(from, to, subject string) error {
-	cmd := exec.Command("/usr/sbin/sendmail", "-C", h.pf+"/etc", "-f", from, to)
+	cmd := exec.Command("/usr/sbin/sendmail", "-C", h.pf+"/etc", "-i", "-f", from, to)
 	cmd.Stdin = bytes.NewReader(letter(from, to, subject))
 	return output(cmd)
 }
