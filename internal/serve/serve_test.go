@@ -368,10 +368,11 @@ func TestStdio(t *testing.T) {
 func TestStdioSocketPairs(t *testing.T) {
 	var far, near [2]*os.File
 	for i := range 2 {
-		fds, err := syscall.Socketpair(syscall.AF_UNIX, syscall.SOCK_STREAM|syscall.SOCK_CLOEXEC, 0)
+		fds, err := syscall.Socketpair(syscall.AF_UNIX, syscall.SOCK_STREAM, 0)
 		if err != nil {
 			t.Fatal(err)
 		}
+		syscall.CloseOnExec(fds[0])
 		near[i], far[i] = os.NewFile(uintptr(fds[0]), "near"), os.NewFile(uintptr(fds[1]), "far")
 		defer near[i].Close()
 	}
