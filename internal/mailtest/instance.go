@@ -327,17 +327,17 @@ func (in *Instance) Mail(addr string) ([]string, error) {
 	return files, nil
 }
 
-// pollEvery is how often a condition is looked at.
-const pollEvery = 10 * time.Millisecond
-
-// Wait polls until ok or the time is over; it tells which.
+// Wait polls until ok or the time is over; it tells which. It looks often at first, and then
+// four times a second.
 func Wait(limit time.Duration, ok func() bool) bool {
-	for end := time.Now().Add(limit); ; time.Sleep(pollEvery) {
+	pause := 5 * time.Millisecond
+	for end := time.Now().Add(limit); ; time.Sleep(pause) {
 		if ok() {
 			return true
 		}
 		if time.Now().After(end) {
 			return false
 		}
+		pause = min(pause*5/4, 250*time.Millisecond)
 	}
 }
