@@ -404,7 +404,7 @@ func (s *peerConn) startTLS(line string) bool {
 	if reply == "close" {
 		return false
 	}
-	s.bw.WriteString(reply + "\r\n")
+	s.bw.WriteString(strings.ReplaceAll(reply, "|", "\r\n") + "\r\n")
 	if s.bw.Flush() != nil || reply[0] != '2' {
 		return true
 	}
@@ -458,7 +458,7 @@ func (s *peerConn) mailCmd(line string) bool {
 		return s.answer("nested", "503 5.5.1 nested MAIL")
 	}
 	a := s.action(line)
-	if a == "" || a[0] == '2' {
+	if granted(a) {
 		s.mail, s.from, s.to = line, between(line), nil
 		s.chunks.Reset()
 	}
@@ -470,7 +470,7 @@ func (s *peerConn) rcptCmd(line string) bool {
 	if s.mail == "" {
 		return s.reply(a, "503 5.5.1 MAIL first")
 	}
-	if a == "" || a[0] == '2' {
+	if granted(a) {
 		s.to = append(s.to, between(line))
 	}
 	return s.reply(a, "250 2.1.5 recipient ok")
@@ -564,7 +564,7 @@ func (s *peerConn) taken(text string) bool {
 			event = "dot " + to[i]
 		}
 		a := s.action(event)
-		if a == "" || a[0] == '2' {
+		if granted(a) {
 			m.To = append(m.To, to[i])
 			if !s.o.LMTP {
 				m.To = to
@@ -580,6 +580,11 @@ func (s *peerConn) taken(text string) bool {
 		s.mu.Unlock()
 	}
 	return ok
+}
+
+// granted tells whether an action, or the usual reply in place of none, is a success.
+func granted(a string) bool {
+	return a == "" || strings.HasPrefix(strings.TrimPrefix(a, "slow "), "2")
 }
 
 func between(line string) string {

@@ -104,6 +104,7 @@ func (d *DotWriter) endLine() {
 	if n := len(d.line); n > 0 && d.line[n-1] == '\r' {
 		d.line = d.line[:n-1]
 	}
+	dotBlankCR(d.line)
 	for len(d.line) > MaxTextLine {
 		d.fold()
 	}
@@ -114,8 +115,10 @@ func (d *DotWriter) endLine() {
 	d.line, d.folded = d.line[:0], false
 }
 
-// fold writes the first part of the open line, which is over 998 octets long.
+// fold writes the first part of the open line, which is over 998 octets long. Its last octet
+// may be the CR of its end.
 func (d *DotWriter) fold() {
+	dotBlankCR(d.line[:len(d.line)-1])
 	cut, space := d.foldAt()
 	d.piece(d.line[:cut])
 	rest := d.line[cut:]
@@ -155,15 +158,19 @@ func (d *DotWriter) foldAt() (cut int, space bool) {
 
 func clientSpace(c byte) bool { return c == ' ' || c == '\t' }
 
-// piece writes one line's worth of text that may hold a CR.
+// dotBlankCR makes spaces of CRs that end no line.
+func dotBlankCR(b []byte) {
+	for i := bytes.IndexByte(b, '\r'); i >= 0 && i < len(b); i++ {
+		if b[i] == '\r' {
+			b[i] = ' '
+		}
+	}
+}
+
+// piece writes one line's worth of text.
 func (d *DotWriter) piece(b []byte) {
 	if d.folded && !d.body && len(bytes.TrimLeft(b, " \t")) == 0 {
 		return // white space at the end of a folded header line carries nothing
-	}
-	for i := bytes.IndexByte(b, '\r'); i >= 0 && i < len(b); i++ {
-		if b[i] == '\r' {
-			b[i] = ' ' // b is part of d.line, our own copy
-		}
 	}
 	d.put(b)
 }

@@ -371,7 +371,7 @@ func (s *clientSend) tooMany(r *Reply) bool {
 func replyDeferral(stage Stage, r *Reply) envelope.Status {
 	st := replyStatus(stage, r)
 	st.Verdict = envelope.Deferred
-	if st.Code == "" || st.Code[0] != '4' {
+	if r.Class() != 4 {
 		st.Code = "4.5.0"
 	}
 	return st
