@@ -139,7 +139,10 @@ func (r *Resolver) lookup(ctx context.Context, q question) (*answer, error) {
 			return nil, err
 		}
 		a.ad = a.ad && trusted && m.AuthenticatedData
-		next := a.collect(m, name, q.typ)
+		next, err := a.collect(m, name, q.typ)
+		if err != nil {
+			return nil, err
+		}
 		if len(a.addrs) > 0 || len(a.mx) > 0 {
 			a.ttl = max(a.ttl, minTTL)
 			return a, nil
@@ -151,12 +154,17 @@ func (r *Resolver) lookup(ctx context.Context, q question) (*answer, error) {
 		}
 		name = next
 	}
-	return nil, fmt.Errorf("more than %d CNAMEs, or a loop of them", maxCNAME)
+	return nil, errChain
 }
 
+var errChain = fmt.Errorf("more than %d CNAMEs, or a loop of them", maxCNAME)
+
 // collect takes the records that answer for name, and returns where its CNAMEs lead.
-func (a *answer) collect(m *dns.Msg, name string, typ uint16) string {
-	for range maxCNAME {
+func (a *answer) collect(m *dns.Msg, name string, typ uint16) (string, error) {
+	for n := 0; ; n++ {
+		if n > maxCNAME {
+			return "", errChain
+		}
 		alias := ""
 		for _, rr := range m.Answer {
 			h := rr.Header()
@@ -191,7 +199,7 @@ func (a *answer) collect(m *dns.Msg, name string, typ uint16) string {
 			a.ttl = min(a.ttl, time.Duration(min(soa.Hdr.Ttl, soa.Minttl))*time.Second)
 		}
 	}
-	return name
+	return name, nil
 }
 
 func lower(name string) string { return strings.ToLower(strings.TrimSuffix(name, ".")) }

@@ -13,6 +13,7 @@ import (
 	"strings"
 	"sync"
 	"time"
+	"unicode/utf8"
 
 	"golang.org/x/net/idna"
 
@@ -116,6 +117,9 @@ func ToASCII(domain string) (string, error) {
 		plain = d[i] < 0x80
 	}
 	if !plain {
+		if !utf8.ValidString(d) {
+			return "", fmt.Errorf("%w: domain %q is not UTF-8", envelope.ErrAddress, domain)
+		}
 		var err error
 		if d, err = idna.Lookup.ToASCII(strings.TrimSuffix(domain, ".")); err != nil {
 			return "", fmt.Errorf("%w: %w", envelope.ErrAddress, err)
