@@ -26,7 +26,7 @@ func app() *urfave.App {
 	return &urfave.App{
 		Name: "msmtpd", Usage: "receive mail by SMTP",
 		Flags: []urfave.Flag{
-			cli.Config(),
+			cli.Config(), cli.JSON(),
 			&urfave.StringFlag{Name: "role", Usage: "`ROLE` of sockets without one: mx, submission, submissions or local"},
 			&urfave.StringSliceFlag{Name: "listen", Usage: "serve `ADDR[=ROLE]`: HOST:PORT, the path of a UNIX socket, or \"config\" for smtpd.listen"},
 			&urfave.DurationFlag{Name: "idle", Usage: "end an activated process after `TIME` without a client (0: never)"},
@@ -47,6 +47,9 @@ func run(c *urfave.Context) error {
 	listen, err := listeners(c, cfg)
 	if err != nil {
 		return err
+	}
+	if c.Bool("json") {
+		cfg.LogFormat = "json"
 	}
 	log, err := cli.Logger(cfg, "msmtpd")
 	if err != nil {
