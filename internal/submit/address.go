@@ -14,7 +14,32 @@ import (
 // without one. Names are not looked at: whatever they hold, encoded words or raw text, they
 // name nobody. An entry that is no address makes the whole list an error that quotes it.
 func ParseAddressList(s, domain string) ([]envelope.Address, error) {
-	var list []envelope.Address
+	boxes, err := ParseMailboxes(s, domain)
+	list := make([]envelope.Address, len(boxes))
+	for i, b := range boxes {
+		list[i] = b.Addr
+	}
+	return list, err
+}
+
+// Mailbox is one address with the name written beside it.
+type Mailbox struct {
+	Name string // without quotes
+	Addr envelope.Address
+}
+
+// String is the mailbox as it stands in a header field: the name encoded where it has to be.
+func (m Mailbox) String() string {
+	name := strings.TrimSpace(printable(m.Name, 500))
+	if name == "" {
+		return m.Addr.String()
+	}
+	return EncodePhrase(name) + " <" + m.Addr.String() + ">"
+}
+
+// ParseMailboxes is ParseAddressList with the names kept.
+func ParseMailboxes(s, domain string) ([]Mailbox, error) {
+	var list []Mailbox
 	p := addrParser{s: s}
 	for {
 		entry, sep, err := p.entry()
@@ -25,7 +50,7 @@ func ParseAddressList(s, domain string) ([]envelope.Address, error) {
 			if a, ok, err := entry.address(domain); err != nil {
 				return nil, err
 			} else if ok {
-				list = append(list, a)
+				list = append(list, Mailbox{entry.name(), a})
 			}
 		}
 		if sep == 0 {
@@ -165,6 +190,25 @@ func (e addrEntry) address(domain string) (a envelope.Address, ok bool, err erro
 		return a, false, err
 	}
 	return a, true, nil
+}
+
+// name returns the name of an entry that has one, unquoted.
+func (e addrEntry) name() string {
+	if !e.has {
+		return ""
+	}
+	s := strings.TrimSpace(e.plain)
+	if len(s) < 2 || s[0] != '"' || s[len(s)-1] != '"' {
+		return s
+	}
+	var b strings.Builder
+	for i := 1; i < len(s)-1; i++ {
+		if s[i] == '\\' && i < len(s)-2 {
+			i++
+		}
+		b.WriteByte(s[i])
+	}
+	return b.String()
 }
 
 // closeUp removes the white space that RFC 5322 §4.4 lets stand around the dots and the @ of

@@ -4,6 +4,7 @@ import (
 	"bytes"
 	"encoding/base64"
 	"encoding/binary"
+	"io"
 	"strings"
 	"unicode/utf8"
 )
@@ -428,4 +429,49 @@ func (e *base64Encoder) close(dst []byte) []byte {
 		return dst
 	}
 	return e.line(dst, e.rest)
+}
+
+// IsPlain tells whether p can travel as it is: ASCII in lines that every relay carries.
+func IsPlain(p []byte) bool {
+	long, _ := longLine(p, 0)
+	return !long && len(p) > 0 && p[len(p)-1] == '\n' && !hasHigh(p) && bytes.IndexByte(p, '\r') < 0 && bytes.IndexByte(p, 0) < 0
+}
+
+// QuotedPrintable encodes text in quoted-printable form with LF line ends.
+type QuotedPrintable struct {
+	w   io.Writer
+	enc qpEncoder
+	buf []byte
+	cr  bool
+}
+
+// NewQuotedPrintable returns an encoder that writes to w. Close ends the last line.
+func NewQuotedPrintable(w io.Writer) *QuotedPrintable {
+	return &QuotedPrintable{w: w, enc: qpEncoder{crlf: true}}
+}
+
+func (q *QuotedPrintable) Write(p []byte) (int, error) {
+	n := len(p)
+	if q.cr && n > 0 {
+		p, q.cr = append([]byte{'\r'}, p...), false
+	}
+	if k := len(p); k > 0 && p[k-1] == '\r' {
+		p, q.cr = p[:k-1], true // what it is shows with the next byte
+	}
+	q.buf = q.enc.encode(q.buf[:0], p)
+	if _, err := q.w.Write(q.buf); err != nil {
+		return 0, err
+	}
+	return n, nil
+}
+
+// Close writes the unfinished line. It does not close w.
+func (q *QuotedPrintable) Close() error {
+	q.buf = q.buf[:0]
+	if q.cr {
+		q.buf = q.enc.encode(q.buf, []byte{'\r'})
+	}
+	q.buf = q.enc.close(q.buf)
+	_, err := q.w.Write(q.buf)
+	return err
 }

@@ -4,7 +4,6 @@ import (
 	"bytes"
 	"fmt"
 	"io"
-	"strings"
 
 	"pennypost/internal/envelope"
 )
@@ -103,7 +102,7 @@ func (m *Message) extract() error {
 		for _, a := range list {
 			if !seen[a.Key()] {
 				seen[a.Key()] = true
-				m.env.To = append(m.env.To, envelope.Recipient{Addr: a.String()})
+				m.env.To = append(m.env.To, envelope.Recipient{Addr: a.String(), Notify: m.fix.Notify})
 				m.env.SMTPUTF8 = m.env.SMTPUTF8 || !a.IsASCII()
 			}
 		}
@@ -309,13 +308,4 @@ func (m *Message) restart(next plan) (err error) {
 			return err
 		}
 	}
-}
-
-// MailboxText is a mailbox as it stands in From: the name encoded where it needs to be.
-func MailboxText(name string, addr envelope.Address) string {
-	name = strings.TrimSpace(printable(name, 500))
-	if name == "" {
-		return addr.String()
-	}
-	return EncodePhrase(name) + " <" + addr.String() + ">"
 }

@@ -94,8 +94,9 @@ type Fixup struct {
 	AddFrom      string // content of a From field added when the message has none; "" adds none
 	RemoveBcc    bool
 
-	Extract bool   // recipients in To, Cc and Bcc are added to those of the envelope
-	Domain  string // completes addresses without a domain found there
+	Extract bool     // recipients in To, Cc and Bcc are added to those of the envelope
+	Domain  string   // completes addresses without a domain found there
+	Notify  []string // RFC 3461 NOTIFY of recipients found there
 
 	// Pipe takes bytes as programs print them: CRLF becomes LF, and what SMTP would refuse or
 	// hurt is encoded where the header allows it, else replaced by spaces.
