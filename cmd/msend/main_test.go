@@ -220,6 +220,8 @@ func TestReadErrorMidway(t *testing.T) {
 		if err != nil {
 			t.Fatal(err)
 		}
+		syscall.CloseOnExec(fds[0])
+		syscall.CloseOnExec(fds[1]) // or the tool would hold its own peer open
 		in, peer := os.NewFile(uintptr(fds[0]), "in"), os.NewFile(uintptr(fds[1]), "peer")
 		// A byte that the peer never reads turns its end into a reset instead of an EOF.
 		if _, err := in.Write([]byte("x")); err != nil {
