@@ -77,7 +77,7 @@ func openAccounts(cfg *config.Config) (*accounts.Accounts, error) {
 	}
 	return accounts.Open(accounts.Options{
 		Domains: cfg.Domains, Postmaster: cfg.Postmaster, Maildirs: cfg.Maildirs,
-		Users: cfg.Accounts.Users, UsersMay: !cfg.Accounts.UsersNamed, Aliases: cfg.Accounts.Aliases,
+		Users: cfg.Accounts.Users, UsersMay: cfg.Accounts.UsersMay, Aliases: cfg.Accounts.Aliases,
 		System: cfg.Accounts.System, Passwd: "/etc/passwd", Getent: getent,
 		Subaddress: cfg.Accounts.SubaddressSep, CatchAll: cfg.Accounts.CatchAll,
 	})

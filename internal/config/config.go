@@ -97,9 +97,8 @@ type TLS struct {
 
 // Accounts names the files of maccounts(5).
 type Accounts struct {
-	UsersNamed    bool     `toml:"-"` // users stands in the file: then it must exist
 	Users         string   `toml:"users"`
-	UsersMay      bool     `toml:"-"` // Users is the default: the file need not exist
+	UsersMay      bool     `toml:"-"` // users does not stand in the configuration: the default file need not exist
 	Secrets       string   `toml:"secrets"`
 	Aliases       []string `toml:"aliases"`
 	System        bool     `toml:"system"`     // users of /etc/passwd and getent are users of the first domain

@@ -36,7 +36,7 @@ func Default(mode, dir string) *Config {
 		Relay: Relay{Port: 25, TLS: "may", IdleReuse: Duration(5 * time.Second), PerConn: 100, IPv6: "prefer"},
 		DNS:   DNS{Timeout: Duration(5 * time.Second)},
 		Accounts: Accounts{
-			Users: filepath.Join(dir, "users"), Secrets: filepath.Join(dir, "secrets"), SubaddressSep: "+",
+			Users: filepath.Join(dir, "users"), UsersMay: true, Secrets: filepath.Join(dir, "secrets"), SubaddressSep: "+",
 		},
 		Deliver: Deliver{Forward: true, PipeUser: "pp-pipe", PipeTimeout: Duration(5 * time.Minute), Create: true},
 		SMTPD:   SMTPD{MaxSessions: 10000, Idle: Duration(30 * time.Second), Timeout: Duration(5 * time.Minute), Errors: 10},

@@ -111,7 +111,7 @@ func decode(c *Config, path, text string) error {
 		}
 		return &Error{Path: path, Cause: err.Error()}
 	}
-	c.Accounts.UsersNamed = md.IsDefined("accounts", "users")
+	c.Accounts.UsersMay = !md.IsDefined("accounts", "users")
 	var errs []error
 	for _, k := range md.Undecoded() {
 		errs = append(errs, unknownKey(path, text, k))
@@ -146,7 +146,6 @@ func (c *Config) complete(dir string) error {
 	if c.Relay.Helo == "" {
 		c.Relay.Helo = c.Hostname
 	}
-	c.Accounts.UsersMay = c.Accounts.Users == filepath.Join(dir, "users")
 	if c.Accounts.Aliases == nil {
 		c.defaultAliases(dir)
 	}
