@@ -1,9 +1,11 @@
 package main
 
 import (
+	"bufio"
 	"context"
 	"errors"
 	"fmt"
+	"io"
 	"io/fs"
 	"net"
 	"net/netip"
@@ -89,7 +91,7 @@ func (k *checker) sockets(ctx context.Context, cfg *config.Config) {
 	if cfg.Submit.Socket == "" {
 		return
 	}
-	switch err := reach(ctx, cfg.Submit.Socket); {
+	switch err := greet(ctx, cfg.Submit.Socket); {
 	case errors.Is(err, fs.ErrNotExist):
 		k.warn("submit.socket "+cfg.Submit.Socket, "does not exist: users other than the spool's cannot send", "start msmtpd with --role local on it")
 	case err != nil:
@@ -99,18 +101,52 @@ func (k *checker) sockets(ctx context.Context, cfg *config.Config) {
 	}
 }
 
+// patience is how long another process may take to answer.
+const patience = 3 * time.Second
+
+func connect(ctx context.Context, path string) (net.Conn, error) {
+	d := net.Dialer{Timeout: patience}
+	c, err := d.DialContext(ctx, "unix", path)
+	var op *net.OpError
+	if errors.As(err, &op) {
+		err = op.Err // without the path, which stands before it already
+	}
+	return c, err
+}
+
 // reach connects and hangs up.
 func reach(ctx context.Context, path string) error {
-	d := net.Dialer{Timeout: 3 * time.Second}
-	c, err := d.DialContext(ctx, "unix", path)
+	c, err := connect(ctx, path)
 	if err != nil {
-		var op *net.OpError
-		if errors.As(err, &op) {
-			err = op.Err
-		}
 		return err
 	}
 	return c.Close()
+}
+
+// greet waits for the greeting of an SMTP server and takes leave.
+func greet(ctx context.Context, path string) error {
+	c, err := connect(ctx, path)
+	if err != nil {
+		return err
+	}
+	defer c.Close()
+	if err := c.SetDeadline(time.Now().Add(patience)); err != nil {
+		return err
+	}
+	r := bufio.NewReader(io.LimitReader(c, 64<<10))
+	line, err := r.ReadString('\n')
+	switch {
+	case err != nil:
+		return errors.New("nothing answers on it")
+	case !strings.HasPrefix(line, "220"):
+		return fmt.Errorf("greets with %q", strings.TrimSpace(line))
+	}
+	if _, err := io.WriteString(c, "QUIT\r\n"); err != nil {
+		return err
+	}
+	// Ignored: it has greeted; waiting for its goodbye only keeps its log clean.
+	_, _ = r.ReadString('\n')
+	return nil
 }
 
 // dns asks how others find us.

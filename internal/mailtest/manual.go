@@ -22,11 +22,12 @@ type Example struct {
 }
 
 // Examples reads the EXAMPLES of an mdoc page: blocks of ".Bd -literal", in which a line that
-// starts with "$ " is a command, a trailing backslash continues it, and the lines below are its
-// output. A block below the comment `.\" not run: why` is left out.
+// starts with "$ " is a command, a trailing backslash or a here-document continues it, and the
+// lines below are its output. A block below the comment `.\" not run: why` is left out.
 func Examples(page string) ([]Example, error) {
 	var out []Example
-	section, block, skip, more := "", false, false, false
+	section, here := "", ""
+	block, skip, more := false, false, false
 	lines := strings.Split(page, "\n")
 	for i, l := range lines {
 		switch {
@@ -37,7 +38,7 @@ func Examples(page string) ([]Example, error) {
 			block = true
 			skip = i > 0 && strings.HasPrefix(lines[i-1], `.\" not run: `)
 		case strings.HasPrefix(l, ".Ed"):
-			if more {
+			if more || here != "" {
 				return nil, fmt.Errorf("line %d: the block ends inside a command", i+1)
 			}
 			block, skip = false, false
@@ -46,8 +47,12 @@ func Examples(page string) ([]Example, error) {
 			text := unroff(l)
 			n := len(out) - 1
 			switch {
-			case more:
+			case more || here != "":
 				out[n].Command += "\n" + text
+				if text == here {
+					here = ""
+					continue
+				}
 			case strings.HasPrefix(text, "$ "):
 				out = append(out, Example{Line: i + 1, Command: text[2:]})
 			case n < 0:
@@ -55,11 +60,20 @@ func Examples(page string) ([]Example, error) {
 			default:
 				out[n].Want = append(out[n].Want, text)
 			}
-			more = strings.HasSuffix(text, `\`) && (more || strings.HasPrefix(text, "$ "))
+			if here != "" {
+				continue
+			}
+			command := more || strings.HasPrefix(text, "$ ")
+			more = command && strings.HasSuffix(text, `\`)
+			if m := hereDoc.FindStringSubmatch(text); m != nil && command {
+				here = m[1]
+			}
 		}
 	}
 	return out, nil
 }
+
+var hereDoc = regexp.MustCompile(`<<'?([A-Z]+)'?`)
 
 // unroff undoes the escapes of roff that literal text needs.
 func unroff(s string) string {

@@ -16,6 +16,11 @@ $ printf 'a\en' | cat \e
     \-u
 a
 $ true
+$ cat <<\(aqEND\(aq >x
+a \e
+$ b
+END
+out
 .Ed
 .\" not run: needs root
 .Bd -literal
@@ -30,6 +35,7 @@ func TestExamples(t *testing.T) {
 	want := []Example{
 		{Line: 7, Command: "printf 'a\\n' | cat \\\n    -u", Want: []string{"a"}},
 		{Line: 10, Command: "true"},
+		{Line: 11, Command: "cat <<'END' >x\na \\\n$ b\nEND", Want: []string{"out"}},
 	}
 	if err != nil || !reflect.DeepEqual(got, want) {
 		t.Errorf("got %+v, %v", got, err)

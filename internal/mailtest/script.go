@@ -30,6 +30,8 @@ const patience = 20 * time.Second
 //	instance [-n NAME] make ...   the same without starting it: its ports refuse connections
 //	instance [-n NAME] use|down|start P|stop P|kill P
 //	                              P is mqueue or msmtpd
+//	dns FILE                      a name server with the master file, $variables in it replaced;
+//	                              DNS is set to its address
 //	mailbox [-n NAME] ADDRESS N [FILE...]
 //	                              wait until there are N messages, copy them to the files
 func (b *Tools) RunScripts(t *testing.T, dir string) {
@@ -50,7 +52,7 @@ func (b *Tools) RunScripts(t *testing.T, dir string) {
 			return nil
 		},
 		Cmds: map[string]func(*testscript.TestScript, bool, []string){
-			"exits": cmdExits, "waitfor": cmdWaitfor, "instance": cmdInstance, "mailbox": cmdMailbox,
+			"exits": cmdExits, "waitfor": cmdWaitfor, "instance": cmdInstance, "mailbox": cmdMailbox, "dns": cmdDNS,
 		},
 	})
 }
@@ -235,4 +237,15 @@ func cmdMailbox(ts *testscript.TestScript, neg bool, args []string) {
 		ts.Check(err)
 		ts.Check(os.WriteFile(ts.MkAbs(filepath.FromSlash(dst)), data, 0o600))
 	}
+}
+
+func cmdDNS(ts *testscript.TestScript, neg bool, args []string) {
+	if neg || len(args) != 1 {
+		ts.Fatalf("usage: dns FILE")
+	}
+	d, err := NewDNS("127.0.0.1:0", "")
+	ts.Check(err)
+	ts.Defer(d.Close)
+	ts.Check(d.SetZone(os.Expand(ts.ReadFile(args[0]), ts.Getenv)))
+	ts.Setenv("DNS", d.Addr())
 }
