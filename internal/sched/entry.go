@@ -96,7 +96,7 @@ func (t *entries) add(id string) ref {
 	}
 	k := keyOf(id)
 	t.byID[k] = r
-	*t.at(r) = entry{id: k, uid: -1}
+	*t.at(r) = entry{id: k, uid: -1, flags: fromDisk}
 	return r
 }
 
@@ -123,7 +123,7 @@ func (s *Scheduler) fill(e *entry, m *spool.Entry, now int64) {
 	e.left, e.tries, e.size = uint32(m.Left), uint16(min(m.Attempts, 65535)), m.Size
 	e.text = m.From + "\t" + m.To
 	e.born = s.since(spool.IDTime(m.ID))
-	e.flags |= fromDisk
+
 	if m.Hold {
 		e.flags |= held
 	}

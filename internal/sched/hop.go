@@ -171,7 +171,7 @@ func (s *Scheduler) answered(h *hop, begun int64, results []result) {
 		}
 		h.limit = min(h.limit+1, s.o.PerHop)
 	case kind == hopNeutral:
-	case h.fails > 0 && begun < h.probed:
+	case h.fails > 0 && begun <= h.probed:
 		// Begun before the failure was known: the same failure once more.
 	default:
 		s.hopFailed(h, kind, now, results[0].Status)

@@ -133,7 +133,7 @@ func (s *Scheduler) know(e *entry, m *spool.Message, st *spool.State) {
 	if u := m.Env.Origin.UID; u != nil {
 		e.uid = int32(*u)
 	}
-	if e.flags&fromDisk != 0 || e.born == 0 {
+	if e.flags&fromDisk != 0 {
 		e.born = s.since(m.Env.Time)
 		e.flags &^= fromDisk
 	}
