@@ -264,6 +264,7 @@ func (p *Peer) serve(c net.Conn, n int) {
 	}
 	s := &peerConn{Peer: p, n: n, conn: c, br: bufio.NewReaderSize(c, 64<<10), bw: bufio.NewWriter(c), tls: p.o.Implicit}
 	if !s.answer("greeting", "220 peer.test ready") {
+		s.bw.Flush()
 		return
 	}
 	for {

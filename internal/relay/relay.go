@@ -279,9 +279,7 @@ func (a *attempt) deliver(ctx context.Context, s *session) (stale bool) {
 		more, refused := a.apply(s, out)
 		if err != nil || !s.client.Usable() {
 			s.client.Close()
-			if refused != "" {
-				a.tried = append(a.tried, s.relay+": "+refused)
-			}
+			a.tried = append(a.tried, s.relay+sep(refused))
 			return false
 		}
 		if more == 0 || more == before {
@@ -314,7 +312,7 @@ func (a *attempt) transact(ctx context.Context, s *session) ([]smtp.Outcome, err
 }
 
 // apply takes over the outcomes for the recipients left. more counts those for another
-// transaction on this connection; refused is the reason of those for another host.
+// transaction on this connection; refused is what was wrong with this host, if anything.
 func (a *attempt) apply(s *session, out []smtp.Outcome) (more int, refused string) {
 	var left []int
 	var script []string
@@ -324,6 +322,9 @@ func (a *attempt) apply(s *session, out []smtp.Outcome) (more int, refused strin
 		o.Status.Relay = s.relay
 		if o.Verdict != envelope.Relayed && script == nil {
 			script = s.client.Transcript()
+		}
+		if refused == "" && (o.Again == smtp.OtherHost || o.Verdict == envelope.Deferred && !o.Remote) {
+			refused = o.Reply
 		}
 		if o.Again != smtp.OtherHost || better(res.Status, o.Status) {
 			res.Status, res.DSN, res.Transcript = o.Status, o.DSN && o.Verdict == envelope.Relayed, nil
@@ -337,7 +338,6 @@ func (a *attempt) apply(s *session, out []smtp.Outcome) (more int, refused strin
 			more++
 			left = append(left, i)
 		case smtp.OtherHost:
-			refused = o.Reply
 			left = append(left, i)
 		}
 	}
