@@ -27,6 +27,7 @@ import (
 	"path/filepath"
 	"slices"
 	"strings"
+	"time"
 )
 
 func main() {
@@ -107,10 +108,12 @@ func run(args []string) error {
 			continue
 		}
 		fmt.Printf("== %s\n", r.name)
+		begin := time.Now()
 		if err := r.run(b); err != nil {
 			return fmt.Errorf("%s: %w", r.name, err)
 		}
 		b.out.flush()
+		fmt.Printf("   (%.0f s)\n", time.Since(begin).Seconds())
 	}
 	b.summary()
 	return nil

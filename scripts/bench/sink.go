@@ -19,6 +19,7 @@ type sink struct {
 	l  net.Listener
 	mu sync.Mutex
 	c  counts
+	cs []net.Conn
 }
 
 func startSink(port int) (*sink, error) {
@@ -34,6 +35,9 @@ func startSink(port int) (*sink, error) {
 				return
 			}
 			s.add(counts{connections: 1})
+			s.mu.Lock()
+			s.cs = append(s.cs, c)
+			s.mu.Unlock()
 			go s.serve(c)
 		}
 	}()
@@ -54,7 +58,15 @@ func (s *sink) count() counts {
 	return s.c
 }
 
-func (s *sink) stop() { s.l.Close() }
+// stop ends the connections too: one that a sender keeps open would count for this sink still.
+func (s *sink) stop() {
+	s.l.Close()
+	s.mu.Lock()
+	defer s.mu.Unlock()
+	for _, c := range s.cs {
+		c.Close()
+	}
+}
 
 func (s *sink) await(enough func(counts) bool) error {
 	for begin := time.Now(); !enough(s.count()); time.Sleep(2 * time.Millisecond) {
