@@ -99,8 +99,38 @@ func (s *Scheduler) clean() {
 	}
 }
 
-// pokes takes in messages as their submitters tell of them.
+// pokes takes in messages as their submitters tell of them. The kernel keeps few datagrams (ten
+// on Linux) and drops what comes on top, so they are read while others are being worked on, and
+// behind every burst incoming/ is looked at for messages whose poke was dropped.
 func (s *Scheduler) pokes(w *spool.Wake) {
+	ids := make(chan string, pokeQueue)
+	go s.readPokes(w, ids)
+	burst := 0
+	for id := range ids {
+		burst++
+		if id == "" {
+			s.scan(false)
+		} else if err := s.intake(id, false); err != nil {
+			s.o.Log.Error("message cannot be taken in", "id", id, "err", err)
+		}
+		if len(ids) > 0 {
+			continue
+		}
+		if burst >= pokeBurst {
+			s.scan(false)
+		}
+		burst = 0
+	}
+}
+
+const (
+	pokeQueue = 1024
+	pokeBurst = 4 // so many in a row may have been more
+)
+
+// readPokes empties the wake-up socket until it is closed.
+func (s *Scheduler) readPokes(w *spool.Wake, ids chan<- string) {
+	defer close(ids)
 	for {
 		id, err := w.Next()
 		if err != nil {
@@ -109,11 +139,7 @@ func (s *Scheduler) pokes(w *spool.Wake) {
 			}
 			return
 		}
-		if id == "" {
-			s.scan(false)
-		} else if err := s.intake(id, false); err != nil {
-			s.o.Log.Error("message cannot be taken in", "id", id, "err", err)
-		}
+		ids <- id
 	}
 }
 
