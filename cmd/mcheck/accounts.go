@@ -35,6 +35,8 @@ func (k *checker) accounts(ctx context.Context, cfg *config.Config) {
 	// A name nobody has makes every source answer, broken lines included.
 	nobody := envelope.Address{Local: "mcheck-looks-for-nobody", Domain: envelope.FoldDomain(cfg.Domains[0])}
 	switch r, err := a.Lookup(ctx, nobody); {
+	case errors.Is(err, fs.ErrPermission):
+		k.unseen("accounts", err)
 	case err != nil:
 		k.fail("accounts", lookupCause(err), "correct it: until then mail for unknown names is deferred")
 	case r.Kind == accounts.NoSuchUser:
@@ -49,6 +51,8 @@ func (k *checker) postmaster(ctx context.Context, a *accounts.Accounts, domain s
 	thing := "postmaster@" + domain
 	r, err := a.Lookup(ctx, envelope.Address{Local: "postmaster", Domain: envelope.FoldDomain(domain)})
 	switch {
+	case errors.Is(err, fs.ErrPermission):
+		k.unseen(thing, err)
 	case err != nil:
 		k.fail(thing, lookupCause(err), "correct it: until then its mail is deferred")
 	case r.Kind == accounts.IsMailbox || r.Kind == accounts.IsAlias:
@@ -81,7 +85,7 @@ func (k *checker) secrets(cfg *config.Config) {
 	}
 	data, err := os.ReadFile(path)
 	if err != nil {
-		k.warn("secrets "+path, cause(err), "run mcheck as the user who reads it, or as root")
+		k.unseen("secrets "+path, err)
 		return
 	}
 	plain := 0
@@ -101,7 +105,11 @@ func (k *checker) secrets(cfg *config.Config) {
 func (k *checker) aliases(cfg *config.Config, path string) {
 	thing := "aliases " + path
 	data, err := os.ReadFile(path)
-	if err != nil {
+	switch {
+	case errors.Is(err, fs.ErrPermission):
+		k.unseen(thing, err)
+		return
+	case err != nil:
 		k.fail(thing, cause(err), "make it, or take it out of accounts.aliases")
 		return
 	}

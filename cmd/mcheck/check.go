@@ -140,7 +140,7 @@ func (k *checker) secret(thing, path string) bool {
 	info, err := os.Stat(path)
 	switch {
 	case errors.Is(err, fs.ErrPermission):
-		k.warn(thing+" "+path, "cannot be looked at by this user", "run mcheck as the user who needs it, or as root")
+		k.unseen(thing+" "+path, err)
 	case err != nil:
 		k.fail(thing+" "+path, cause(err), "make the file, or correct the name")
 	case info.Mode().Perm()&0o007 != 0:
@@ -149,6 +149,11 @@ func (k *checker) secret(thing, path string) bool {
 		return true
 	}
 	return false
+}
+
+// unseen is a finding about the one who looks.
+func (k *checker) unseen(thing string, err error) {
+	k.warn(thing, "cannot be seen by this user ("+cause(err)+")", "run mcheck as the user who needs it, or as root")
 }
 
 // cause is an error without the path, which stands before it already.

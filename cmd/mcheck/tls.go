@@ -3,7 +3,9 @@ package main
 import (
 	"crypto/tls"
 	"crypto/x509"
+	"errors"
 	"fmt"
+	"io/fs"
 	"os"
 	"strings"
 	"time"
@@ -25,6 +27,10 @@ func (k *checker) tls(cfg *config.Config) {
 		return
 	}
 	pair, err := tls.LoadX509KeyPair(cfg.TLS.Cert, cfg.TLS.Key)
+	if errors.Is(err, fs.ErrPermission) {
+		k.unseen("tls.cert "+cfg.TLS.Cert, err)
+		return
+	}
 	if err != nil {
 		k.fail("tls.cert "+cfg.TLS.Cert, err.Error(), "put the chain of PEM certificates there, and its key into tls.key")
 		return

@@ -158,7 +158,7 @@ func (p *printer) recipient(b *strings.Builder, rc Recipient) {
 		if rc.Remote {
 			kind = "smtp"
 		}
-		p.field(b, "Diagnostic-Code", kind+"; "+rc.Reply)
+		p.field(b, "Diagnostic-Code", kind+"; "+cut(rc.Reply, 4000))
 	}
 	if !rc.Last.IsZero() {
 		p.field(b, "Last-Attempt-Date", rfc5322Date(rc.Last))
