@@ -39,7 +39,7 @@ type File interface {
 type Space struct {
 	Bytes  int64
 	Inodes int64 // -1: the file system does not count them
-	// NamesWithFile: syncing a new file commits its directory entry in the same
+	// NamesWithFile: syncing a new file under its final name commits the name in the same
 	// transaction, so that a directory that cannot be opened need not be synced.
 	NamesWithFile bool
 	Type          string // for messages: "ext4", "xfs", or a number

@@ -8,6 +8,9 @@ import (
 	"golang.org/x/sys/unix"
 )
 
+// FastCommit is about ext4, which only Linux has.
+func FastCommit(string) bool { return false }
+
 func renameNew(oldname, newname string) error { return renameNewSlow(oldname, newname) }
 
 // lockFile takes a flock(2) lock, which like Linux's OFD locks belongs to the open file.

@@ -91,7 +91,11 @@ func NewState(env *envelope.Envelope) State {
 func (st *State) Apply(r *Record) {
 	switch r.Kind {
 	case RecAttempt:
-		st.Attempts = max(st.Attempts+1, r.Round)
+		if r.Round > 0 { // a round may be written down in parts
+			st.Attempts = max(st.Attempts, r.Round)
+		} else {
+			st.Attempts++
+		}
 		if st.First.IsZero() {
 			st.First = r.Time
 		}

@@ -167,9 +167,13 @@ func (s *Spool) openBlind(in string) error {
 	if err != nil {
 		return err
 	}
+	kind := space.Type
+	if _, real := s.fsys.(durable.OS); real && kind == "ext4" && durable.FastCommit(in) {
+		kind, space.NamesWithFile = "ext4 with fast_commit", false
+	}
 	if !space.NamesWithFile {
-		return fmt.Errorf("%s: this user may not open the directory, and on file system %s a name is only safe after syncing it: "+
-			"put the spool on ext4, xfs, btrfs or f2fs, or let this user hand in through the submission socket", in, space.Type)
+		return fmt.Errorf("%s: this user may not open the directory, and on %s a name is only safe after syncing it: "+
+			"put the spool on ext4 (without fast_commit), xfs, btrfs or f2fs, or hand in through the submission socket", in, kind)
 	}
 	return nil
 }

@@ -14,8 +14,11 @@ import (
 )
 
 // places are the file systems every right program is tried on. data=writeback takes away the
-// order between a file's bytes and its name that plain ext4 adds on its own.
-var places = []struct{ fs, mount string }{{"ext4", ""}, {"ext4", "data=writeback"}, {"xfs", ""}}
+// order between a file's bytes and its name that plain ext4 adds on its own. ext4's fast_commit
+// is not among them: with ten writers some of its crash images cannot be mounted at all,
+// whatever the program does, and a file that is synced may lose its name. Therefore a
+// submitter who cannot sync the directory refuses it (spool.Open).
+var places = []testcase{{fs: "ext4"}, {fs: "ext4", mount: "data=writeback"}, {fs: "xfs"}}
 
 // cases lists what is tried.
 func cases(p *programs) []*testcase {

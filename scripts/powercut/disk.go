@@ -83,14 +83,13 @@ type disk struct {
 }
 
 var (
-	_ fs.NodeGetattrer   = (*disk)(nil)
-	_ fs.NodeSetattrer   = (*disk)(nil)
-	_ fs.NodeOpener      = (*disk)(nil)
-	_ fs.NodeReader      = (*disk)(nil)
-	_ fs.NodeWriter      = (*disk)(nil)
-	_ fs.NodeFsyncer     = (*disk)(nil)
-	_ fs.NodeAllocater   = (*disk)(nil)
-	_ fs.NodeOnForgetter = (*disk)(nil)
+	_ fs.NodeGetattrer = (*disk)(nil)
+	_ fs.NodeSetattrer = (*disk)(nil)
+	_ fs.NodeOpener    = (*disk)(nil)
+	_ fs.NodeReader    = (*disk)(nil)
+	_ fs.NodeWriter    = (*disk)(nil)
+	_ fs.NodeFsyncer   = (*disk)(nil)
+	_ fs.NodeAllocater = (*disk)(nil)
 )
 
 // record starts recording and returns the content so far.

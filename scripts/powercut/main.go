@@ -26,6 +26,7 @@ import (
 	"os/signal"
 	"path/filepath"
 	"regexp"
+	"strings"
 	"syscall"
 	"time"
 
@@ -50,6 +51,8 @@ type testcase struct {
 	time time.Duration
 	loss bool // expected
 }
+
+func (c *testcase) where() string { return strings.TrimSpace(c.fs + " " + c.mount) }
 
 func main() {
 	if len(os.Args) > 1 && os.Args[1] == "writer" {
@@ -100,7 +103,7 @@ func run(ctx context.Context, long bool, pattern string, seed uint64) (err error
 	rng := rand.New(rand.NewPCG(seed, 0))
 	var n, wrong, acks, cuts, checked int
 	for _, c := range cases(progs) {
-		if !only.MatchString(c.name + " " + c.fs + " " + c.mount) {
+		if !only.MatchString(c.name + " " + c.where()) {
 			continue
 		}
 		if long {
@@ -110,7 +113,7 @@ func run(ctx context.Context, long bool, pattern string, seed uint64) (err error
 		start := time.Now()
 		o, err := l.try(ctx, c, rng)
 		if err != nil {
-			return fmt.Errorf("%s on %s: %w", c.name, c.fs, err)
+			return fmt.Errorf("%s on %s: %w", c.name, c.where(), err)
 		}
 		verdict := "ok    "
 		switch {
@@ -124,7 +127,7 @@ func run(ctx context.Context, long bool, pattern string, seed uint64) (err error
 		if verdict != "ok    " {
 			wrong++
 		}
-		fmt.Printf("%s %-28s %-22s %4.1f s %s\n", verdict, c.name, c.fs+" "+c.mount, time.Since(start).Seconds(), o)
+		fmt.Printf("%s %-28s %-22s %4.1f s %s\n", verdict, c.name, c.where(), time.Since(start).Seconds(), o)
 		n, acks, cuts, checked = n+1, acks+o.acks, cuts+o.cuts, checked+o.checked
 	}
 	fmt.Printf("powercut: %d cases, %d wrong; %d messages acknowledged, %d power cuts, %d checks\n", n, wrong, acks, cuts, checked)

@@ -112,7 +112,7 @@ func (l *lab) realDisk(fs string) (*disk, string, error) {
 	return &disk{}, dev, err
 }
 
-func (l *lab) timed(fs string, writers int, w way, format func(string) (*disk, string, error)) (rate, perFile float64, err error) {
+func (l *lab) timed(fs string, writers int, w way, format func(fs string) (*disk, string, error)) (rate, perFile float64, err error) {
 	mark := len(l.undo)
 	defer func() { err = errors.Join(err, l.back(mark)) }()
 	d, dev, err := format(fs)
