@@ -52,10 +52,10 @@ func crashRun(t *testing.T, stop int, cut *rand.Rand) (ops int) {
 			return deliverIt(n, to, r)
 		}
 		b.send(mail("ann@example.test", "ok@example.test", "bad@y.test", "later@z.test", "list@example.test"))
-		b.crash().StopAfter(b.crash().Ops() + max(stop, 0))
 		if stop < 0 {
-			b.crash().StopAfter(1 << 30)
+			stop = 1 << 30
 		}
+		b.crash().StopAfter(stop)
 		before := b.crash().Ops()
 		b.live()
 		ops = b.crash().Ops() - before
