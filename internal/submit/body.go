@@ -356,36 +356,56 @@ type qpEncoder struct {
 // encode appends the encoded form of p to dst, except for the unfinished line. p does not end
 // in CR unless nothing follows.
 func (q *qpEncoder) encode(dst, p []byte) []byte {
-	const hex = "0123456789ABCDEF"
-	for i, c := range p {
-		switch {
+	for i := 0; i < len(p); i++ {
+		// A run of characters that stand for themselves is copied at once.
+		n := i
+		for n < len(p) && n-i+len(q.line) < qpWidth && isQPPlain(p[n]) {
+			n++
+		}
+		q.line = append(q.line, p[i:n]...)
+		if i = n; i == len(p) {
+			break
+		}
+		switch c := p[i]; {
 		case c == '\n':
 			// RFC 2045 §6.7 rule 3: white space at the end of a line would be lost.
 			if n := len(q.line); n > 0 && isWSP(q.line[n-1]) {
 				ws := q.line[n-1]
 				q.line = q.line[:n-1]
-				dst = q.put(dst, '=', '0'+ws>>4, hex[ws&15])
+				dst = q.escape(dst, ws)
 			}
 			dst = append(append(dst, q.line...), '\n')
 			q.line = q.line[:0]
 		case c == '\r' && q.crlf && i+1 < len(p) && p[i+1] == '\n':
-		case c >= ' ' && c <= '~' && c != '=' || c == '\t':
-			dst = q.put(dst, c)
+		case isQPPlain(c): // the line is full
+			dst = q.soft(dst)
+			q.line = append(q.line, c)
 		default:
-			dst = q.put(dst, '=', hex[c>>4], hex[c&15])
+			dst = q.escape(dst, c)
 		}
 	}
 	return dst
 }
 
-// put adds one encoded character, breaking the line before it when it is full: RFC 2045 §6.7
-// rule 5 allows 76 characters with the soft line break.
-func (q *qpEncoder) put(dst []byte, tok ...byte) []byte {
-	if len(q.line)+len(tok) > 75 {
-		dst = append(append(dst, q.line...), '=', '\n')
-		q.line = q.line[:0]
+// qpWidth is the longest encoded line without its soft line break: RFC 2045 §6.7 rule 5.
+const qpWidth = 75
+
+func isQPPlain(c byte) bool { return c >= ' ' && c <= '~' && c != '=' || c == '\t' }
+
+// escape adds one byte in the form =XX.
+func (q *qpEncoder) escape(dst []byte, c byte) []byte {
+	const hex = "0123456789ABCDEF"
+	if len(q.line)+3 > qpWidth {
+		dst = q.soft(dst)
 	}
-	q.line = append(q.line, tok...)
+	q.line = append(q.line, '=', hex[c>>4], hex[c&15])
+	return dst
+}
+
+// soft breaks the line where the text has no line end.
+func (q *qpEncoder) soft(dst []byte) []byte {
+	dst = append(append(dst, q.line...), '=', '\n')
+	q.line = q.line[:0]
 	return dst
 }
 

@@ -390,3 +390,46 @@ func TestSpool(t *testing.T) {
 		t.Errorf("after a refusal incoming holds %v", names)
 	}
 }
+
+// discard is a Store that measures nothing but us.
+type discard struct{}
+
+func (discard) Create(env *envelope.Envelope) (Draft, error) {
+	env.ID = "id0000000000000001"
+	return discard{}, nil
+}
+func (discard) Write(p []byte) (int, error)    { return len(p), nil }
+func (discard) Reread() (io.ReadCloser, error) { return nil, errors.ErrUnsupported }
+func (discard) Commit() error                  { return nil }
+func (discard) Abort() error                   { return nil }
+
+func BenchmarkPipe(b *testing.B) {
+	text := bytes.Repeat([]byte("seventy octets of plain text, as a log or a mail has them, and more.\n"), 1<<16)
+	for _, c := range []struct {
+		name string
+		in   []byte
+	}{
+		{"clean", text},
+		{"crlf", bytes.ReplaceAll(text, []byte("\n"), []byte("\r\n"))},
+		{"utf8", bytes.ReplaceAll(text, []byte("plain"), []byte("pläin"))},
+		{"progress", bytes.ReplaceAll(text, []byte("log"), []byte("l\rg"))},
+		{"binary", bytes.Repeat([]byte{0, 1, 2, 3, 250, 10, 65, 13}, 1<<19)},
+	} {
+		b.Run(c.name, func(b *testing.B) {
+			b.SetBytes(int64(len(c.in)))
+			s := New(Options{Store: discard{}})
+			for b.Loop() {
+				m, err := s.Begin(&envelope.Envelope{To: []envelope.Recipient{{Addr: "a@b.test"}}}, Fixup{Pipe: true})
+				if err != nil {
+					b.Fatal(err)
+				}
+				if _, err := m.ReadFrom(struct{ io.Reader }{bytes.NewReader(c.in)}); err != nil {
+					b.Fatal(err)
+				}
+				if _, err := m.Commit(); err != nil {
+					b.Fatal(err)
+				}
+			}
+		})
+	}
+}
