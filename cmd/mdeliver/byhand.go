@@ -209,7 +209,7 @@ func print(c *urfave.Context, r worker.Result) error {
 // standard output and are no log.
 type complaints struct{ w io.Writer }
 
-func (h complaints) Enabled(_ context.Context, l slog.Level) bool { return l >= slog.LevelWarn }
+func (h complaints) Enabled(_ context.Context, l slog.Level) bool { return l >= slog.LevelDebug }
 
 func (h complaints) WithAttrs([]slog.Attr) slog.Handler { return h }
 
@@ -226,6 +226,9 @@ func (h complaints) Handle(_ context.Context, r slog.Record) error {
 		}
 		return true
 	})
+	if cause == "" {
+		return nil
+	}
 	_, err := fmt.Fprintf(h.w, "mdeliver: %s: %s\n", cli.Escape(to, 0), cli.Escape(cause, 0))
 	return err
 }

@@ -90,7 +90,8 @@ func (d *Deliverer) Handle(ctx context.Context, req *worker.Request, f *os.File)
 	return rep
 }
 
-// recipient delivers to one recipient and logs the outcome.
+// recipient delivers to one recipient. A deferral is logged with its cause, which the report,
+// being for senders too, does not have. The outcome itself is logged by whoever asked.
 func (d *Deliverer) recipient(ctx context.Context, j *job, to envelope.Recipient) worker.Result {
 	start := time.Now()
 	r, err := d.attempt(ctx, j, to)
@@ -99,7 +100,7 @@ func (d *Deliverer) recipient(ctx context.Context, j *job, to envelope.Recipient
 	}
 	r.To = to.Addr
 	r.DelayMS = time.Since(start).Milliseconds()
-	level := slog.LevelInfo
+	level := slog.LevelDebug
 	attrs := []any{"id", j.req.ID, "from", j.req.From, "to", to.Addr, "status", r.Verdict, "dsn", r.Code,
 		"delay_ms", r.DelayMS, "attempt", j.req.Attempt, "size", j.req.Size}
 	if to.Orig != "" {
@@ -109,7 +110,9 @@ func (d *Deliverer) recipient(ctx context.Context, j *job, to envelope.Recipient
 		attrs = append(attrs, "mailbox", r.Mailbox)
 	}
 	if err != nil {
-		level = slog.LevelWarn
+		if r.Verdict == envelope.Deferred {
+			level = slog.LevelWarn
+		}
 		attrs = append(attrs, "err", err)
 	} else if r.Reply != "" {
 		attrs = append(attrs, "reply", r.Reply)
