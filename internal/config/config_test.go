@@ -172,6 +172,9 @@ func TestSearchOrder(t *testing.T) {
 	user := filepath.Join(home, ".config/pennypost/pennypost.toml")
 	write(user, "user.test")
 	expect("", "user.test", User)
+	expect(user, "user.test", User)
+	write(filepath.Join(home, "other.toml"), "other.test")
+	expect(filepath.Join(home, "other.toml"), "other.test", System)
 	c, err := Load("")
 	if err != nil || c.Spool != filepath.Join(home, ".local/state/pennypost/spool") || !c.Accounts.System {
 		t.Errorf("user mode: %+v, %v", c, err)

@@ -44,8 +44,7 @@ func Find(asked string) (path, mode string, err error) {
 		}
 		return path, modeOf(path), nil
 	}
-	user := filepath.Join(xdg("XDG_CONFIG_HOME", ".config"), "pennypost", "pennypost.toml")
-	for _, p := range []struct{ path, mode string }{{user, User}, {SystemFile, System}} {
+	for _, p := range []struct{ path, mode string }{{userFile(), User}, {SystemFile, System}} {
 		_, err := os.Stat(p.path)
 		if err == nil {
 			return p.path, p.mode, nil
@@ -61,13 +60,18 @@ func Find(asked string) (path, mode string, err error) {
 	return "", User, nil
 }
 
-// modeOf tells the mode of a file that was asked for: one below the home directory is a user's.
+// modeOf tells the mode of a file that was asked for: only the user's own one, however it is
+// named, is in user mode. Anything else would let one file mean different things to different
+// users.
 func modeOf(path string) string {
-	home, err := os.UserHomeDir()
-	if err == nil && os.Geteuid() != 0 && strings.HasPrefix(path, filepath.Clean(home)+"/") {
+	if path == userFile() {
 		return User
 	}
 	return System
+}
+
+func userFile() string {
+	return filepath.Join(xdg("XDG_CONFIG_HOME", ".config"), "pennypost", "pennypost.toml")
 }
 
 // Load finds and reads the configuration file, fills in defaults and checks every value. Every
@@ -82,7 +86,7 @@ func Load(asked string) (*Config, error) {
 	case path != "":
 		dir = filepath.Dir(path)
 	case mode == User:
-		dir = filepath.Join(xdg("XDG_CONFIG_HOME", ".config"), "pennypost")
+		dir = filepath.Dir(userFile())
 	}
 	c := Default(mode, dir)
 	c.Path = path

@@ -67,7 +67,7 @@ func TestGolden(t *testing.T) {
 	delayed.Status = envelope.Defer("4.4.1", "connection refused")
 	delayed.Relay, delayed.RetryUntil = "mx.b.test[127.0.0.3]:25", accepted.Add(5*24*time.Hour)
 	delivered := Recipient{Recipient: envelope.Recipient{Addr: "bob@b.test", Notify: []string{"SUCCESS"}},
-		Status: envelope.Status{Verdict: envelope.Delivered, Code: "2.0.0"}}
+		Status: envelope.Status{Verdict: envelope.Delivered, Code: "2.0.0", Reply: "saved as /var/mail/secret/place"}}
 	full := report(Failure, plainOriginal, failed("bob@b.test"), failed("carl@b.test"))
 	full.Env.Ret, full.Env.EnvID = "FULL", "QQ314159"
 	for name, r := range map[string]Report{

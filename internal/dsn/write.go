@@ -152,7 +152,8 @@ func (p *printer) recipient(b *strings.Builder, rc Recipient) {
 	if host := remoteMTA(rc.Relay); host != "" {
 		p.field(b, "Remote-MTA", "dns; "+host)
 	}
-	if rc.Reply != "" {
+	// Of a success only the remote side's words: ours name a place in the mail store.
+	if rc.Reply != "" && (p.r.Kind != Success || rc.Remote) {
 		// RFC 3464 §2.3.6: "smtp" only for what the remote side said.
 		kind := "x-pennypost"
 		if rc.Remote {
