@@ -239,7 +239,7 @@ func parseTarget(item string) Target {
 	case strings.HasPrefix(s, "|"):
 		cmd := strings.TrimSpace(s[1:])
 		if q, ok := unquoteItem(cmd); ok {
-			cmd = q // |"command", sendmail's other way to write it
+			cmd = strings.TrimSpace(q) // |"command", sendmail's other way to write it
 		}
 		if cmd == "" {
 			return bad("no command")
@@ -250,7 +250,7 @@ func parseTarget(item string) Target {
 	case len(s) >= 9 && strings.EqualFold(s[:9], ":include:"):
 		p := strings.TrimSpace(s[9:])
 		if q, ok := unquoteItem(p); ok {
-			p = q
+			p = strings.TrimSpace(q)
 		}
 		if !strings.HasPrefix(p, "/") {
 			return bad("include needs an absolute path")

@@ -4,6 +4,7 @@ import (
 	"context"
 	"errors"
 	"fmt"
+	"io/fs"
 	"os"
 	"path/filepath"
 	"slices"
@@ -13,6 +14,7 @@ import (
 	"time"
 
 	"pennypost/internal/accounts"
+	"pennypost/internal/durable"
 	"pennypost/internal/envelope"
 	"pennypost/internal/maildir"
 	"pennypost/internal/worker"
@@ -74,10 +76,26 @@ func newWorld(t *testing.T) *world {
 		Users: w.dir + "/users", Aliases: []string{w.dir + "/aliases"}, System: true, Passwd: w.dir + "/passwd",
 	}
 	w.o = Options{
-		Maildirs: maildir.NewSet(maildir.Options{Create: true}), Forward: true, Create: true, UID: uid,
+		Maildirs: maildir.NewSet(maildir.Options{Create: true, FS: noSync{}}), Forward: true, Create: true, UID: uid,
 		PipeTimeout: 10 * time.Second, PipeUser: "sys", Now: func() time.Time { return time.Unix(1700000000, 0) },
 	}
 	return w
+}
+
+// noSync is the file system without its syncs: what is tested here does not rest on them, and
+// a busy disk would take its time.
+type noSync struct{ durable.OS }
+
+type noSyncFile struct{ durable.File }
+
+func (noSyncFile) Sync() error { return nil }
+
+func (n noSync) OpenFile(name string, flag int, perm fs.FileMode) (durable.File, error) {
+	f, err := n.OS.OpenFile(name, flag, perm)
+	if err != nil {
+		return nil, err
+	}
+	return noSyncFile{f}, nil
 }
 
 func (w *world) put(name, data string) string {
