@@ -165,7 +165,7 @@ func runExample(t *testing.T, page, dir string, env []string, ex Example) {
 }
 
 // MatchLines tells whether got is what want says; a line "..." of want stands for any number of
-// lines.
+// lines, and "..." within a line for any text.
 func MatchLines(want, got []string) bool {
 	for i, w := range want {
 		if w == "..." {
@@ -176,11 +176,31 @@ func MatchLines(want, got []string) bool {
 			}
 			return false
 		}
-		if i >= len(got) || strings.TrimRight(got[i], " ") != strings.TrimRight(w, " ") {
+		if i >= len(got) || !matchLine(strings.TrimRight(w, " "), strings.TrimRight(got[i], " ")) {
 			return false
 		}
 	}
 	return len(want) == len(got)
+}
+
+func matchLine(want, got string) bool {
+	parts := strings.Split(want, "...")
+	if len(parts) == 1 {
+		return want == got
+	}
+	got, ok := strings.CutPrefix(got, parts[0])
+	if !ok {
+		return false
+	}
+	last := len(parts) - 1
+	for _, p := range parts[1:last] {
+		i := strings.Index(got, p)
+		if i < 0 {
+			return false
+		}
+		got = got[i+len(p):]
+	}
+	return strings.HasSuffix(got, parts[last])
 }
 
 // Flags asks a tool, and each of its sub-commands, for its flags, by its --help. The flags that

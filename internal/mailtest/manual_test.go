@@ -55,7 +55,8 @@ func TestMatchLines(t *testing.T) {
 	}{
 		{"", "", true}, {"a", "a", true}, {"a", "b", false}, {"a", "a b", false}, {"a b", "a", false},
 		{"...", "", true}, {"...", "a b c", true}, {"a ... d", "a b c d", true}, {"a ... d", "a d", true},
-		{"a ... d", "a b c", false}, {"... b ...", "a b c", true}, {"... x ...", "a b c", false}, {"", "a", false},
+		{"a ... d", "a b c", false}, {"x...y", "xaby", true}, {"x...y", "xab", false}, {"x...y...", "xyz", true}, {"...y", "y", true},
+		{"x...b...b", "xb", false}, {"... b ...", "a b c", true}, {"... x ...", "a b c", false}, {"", "a", false},
 	} {
 		if got := MatchLines(strings.Fields(c.want), strings.Fields(c.got)); got != c.ok {
 			t.Errorf("%q against %q: %v", c.want, c.got, got)
