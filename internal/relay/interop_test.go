@@ -59,6 +59,7 @@ func answers(addr string) func() bool {
 
 // Postfix's sink takes 500 messages from ten attempts at a time.
 func TestSMTPSink(t *testing.T) {
+	t.Parallel()
 	sink := program(t, "smtp-sink")
 	addr := "127.0.0.1:" + freePort(t)
 	args := []string{addr, "100"}
@@ -217,6 +218,7 @@ func startPostfix(t *testing.T) (dir, addr string) {
 // A real Postfix takes our mail over TLS, refuses whom it does not know, and stores every
 // octet as it was.
 func TestPostfix(t *testing.T) {
+	t.Parallel()
 	dir, addr := startPostfix(t)
 	_, port, _ := net.SplitHostPort(addr)
 	r := relay.New(relay.Options{Resolver: resolve.New(resolve.Options{}), Idle: time.Minute, Helo: "me.test", CAFile: dir + "/cert.pem",
