@@ -29,9 +29,10 @@ func left(st *State) string {
 
 func TestStateApply(t *testing.T) {
 	due := at0.Add(time.Hour)
-	attempt := func(rs ...Result) Record {
-		return Record{Time: at0, Kind: RecAttempt, Round: 1, Results: rs, Due: &due}
+	round := func(n int, rs ...Result) Record {
+		return Record{Time: at0, Kind: RecAttempt, Round: n, Results: rs, Due: &due}
 	}
+	attempt := func(rs ...Result) Record { return round(0, rs...) }
 	for _, c := range []struct {
 		name string
 		recs []Record
@@ -41,7 +42,9 @@ func TestStateApply(t *testing.T) {
 		{"fresh", nil, "a b c a", func(st *State) bool { return st.Due.IsZero() && st.Attempts == 0 && !st.Hold }},
 		{"all verdicts", []Record{attempt(result("a", envelope.Delivered), result("b", envelope.Deferred), result("c", envelope.Failed))}, "b",
 			func(st *State) bool { return st.Attempts == 1 && st.First.Equal(at0) && st.Due.Equal(due) }},
-		{"a round in two parts", []Record{attempt(result("b", envelope.Expanded)), attempt(result("c", envelope.Relayed))}, "a a",
+		{"records without a round", []Record{attempt(result("b", envelope.Expanded)), attempt(result("c", envelope.Relayed))}, "a a",
+			func(st *State) bool { return st.Attempts == 2 }},
+		{"a round in two parts", []Record{round(1, result("b", envelope.Relayed)), round(1, result("c", envelope.Failed))}, "a a",
 			func(st *State) bool { return st.Attempts == 1 }},
 		{"unknown verdict", []Record{attempt(result("b", "eaten"))}, "a b c a", nil},
 		{"hold", []Record{{Kind: RecHold}}, "a b c a", func(st *State) bool { return st.Hold }},

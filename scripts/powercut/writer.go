@@ -106,8 +106,6 @@ func putter(mode, dir string) (func(token string) error, error) {
 			}
 			return d.Sync()
 		}, err
-	case "nothing": // wrong: nothing is synced at all
-		return func(token string) error { return putRename(tmp, dst, token, false) }, nil
 	}
 	return nil, fmt.Errorf("no mode %q", mode)
 }
