@@ -39,6 +39,9 @@ func asManual(text string) string {
 			inside = false
 			b.WriteString(".Ed\n")
 		case inside:
+			if strings.HasPrefix(l, ".") { // roff would take it for a request
+				b.WriteString(`\&`)
+			}
 			b.WriteString(strings.ReplaceAll(l, `\`, `\e`))
 		}
 	}
@@ -46,8 +49,8 @@ func asManual(text string) string {
 }
 
 func TestAsManual(t *testing.T) {
-	got := asManual("# x\n    $ not run\n```sh\n$ printf 'a\\n'\na\n```\n```\npicture\n```\n")
-	want := ".Sh EXAMPLES\n.Bd -literal\n$ printf 'a\\en'\na\n.Ed\n"
+	got := asManual("# x\n    $ not run\n```sh\n$ printf 'a\\n'\na\n...\n```\n```\npicture\n```\n")
+	want := ".Sh EXAMPLES\n.Bd -literal\n$ printf 'a\\en'\na\n\\&...\n.Ed\n"
 	if got != want {
 		t.Errorf("got %q, want %q", got, want)
 	}
