@@ -292,3 +292,23 @@ func TestGetent(t *testing.T) {
 		}
 	}
 }
+
+// What plainKey passes, the parser would have left as it is; what it does not, it changes or
+// refuses, or is rare.
+func TestPlainKey(t *testing.T) {
+	a := &Accounts{o: Options{Domains: []string{"a.test"}}}
+	for name, want := range map[string]bool{
+		"ann@a.test": true, "a.n-n_1@a.test": true, "x@1.y": true,
+		"Ann@a.test": false, "ann": false, "ann@": false, "@a.test": false, "a..n@a.test": false, ".a@a.test": false, "a.@a.test": false,
+		"a@a..test": false, "a@a.test.": false, "a@b@c": false, "a+b@a.test": false, " a@a.test": false, "": false,
+		strings.Repeat("a", 65) + "@a.test": false, "a@" + strings.Repeat("a", 64): false,
+	} {
+		_, plain := plainKey(name)
+		if plain != want {
+			t.Errorf("%q: %v", name, plain)
+		}
+		if addr, err := a.parseKey(name); plain && (err != nil || addr.String() != name) {
+			t.Errorf("%q is %q, %v", name, addr, err)
+		}
+	}
+}

@@ -68,6 +68,9 @@ func FuzzUsers(f *testing.F) {
 			if err != nil {
 				t.Fatalf("key %q: %v", key, err)
 			}
+			if d, ok := plainKey(key); ok && (d != addr.Domain || addr.String() != key) {
+				t.Fatalf("plain key %q is %q", key, addr)
+			}
 			m, err := tab.find(addr, "/mail/%d/%u")
 			if err != nil {
 				continue

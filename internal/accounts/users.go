@@ -21,25 +21,54 @@ type userTable struct {
 func (a *Accounts) parseUsers(path, data string, _ uint32) (*userTable, error) {
 	t := &userTable{lines: make(map[string]string, strings.Count(data, "\n")+1), firstOf: map[string]string{}}
 	eachLine(data, func(n int, line string) {
-		name, _, _ := strings.Cut(line, ":")
-		addr, err := a.parseKey(name)
-		if err != nil {
-			if t.broken == nil {
-				t.broken = fmt.Errorf("%s:%d: %w", path, n, err)
+		key, _, _ := strings.Cut(line, ":")
+		domain, plain := plainKey(key)
+		if !plain {
+			addr, err := a.parseKey(key)
+			if err != nil {
+				if t.broken == nil {
+					t.broken = fmt.Errorf("%s:%d: %w", path, n, err)
+				}
+				return
 			}
-			return
+			key, domain = addr.String(), addr.Domain
 		}
-		key := addr.String()
 		if _, ok := t.lines[key]; ok {
 			return // the first line of a name counts
 		}
 		t.lines[key] = line
 		t.order = append(t.order, key)
-		if t.firstOf[addr.Domain] == "" {
-			t.firstOf[addr.Domain] = key
+		if t.firstOf[domain] == "" {
+			t.firstOf[domain] = key
 		}
 	})
 	return t, nil
+}
+
+// plainKey tells whether name is in the form of a key as it stands, as nearly all lines of a
+// large file are, and returns its domain: words of small letters, digits, - and _ joined by
+// single dots, on both sides of one @.
+func plainKey(name string) (domain string, ok bool) {
+	at, word := -1, 0
+	for i := 0; i < len(name); i++ {
+		switch c := name[i]; {
+		case c >= 'a' && c <= 'z' || c >= '0' && c <= '9' || c == '-' || c == '_':
+			word++
+		case c == '.' && word > 0:
+			word = 0
+		case c == '@' && word > 0 && at < 0:
+			at, word = i, 0
+		default:
+			return "", false
+		}
+		if word > 63 {
+			return "", false
+		}
+	}
+	if at < 0 || word == 0 || at > envelope.MaxLocal || len(name) > envelope.MaxAddress {
+		return "", false
+	}
+	return name[at+1:], true
 }
 
 // parseKey reads the name at the start of a line of users or secrets.
