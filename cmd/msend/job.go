@@ -41,6 +41,7 @@ type job struct {
 	printID, json, dryRun bool
 
 	known map[string]bool // recipients of the envelope
+	user  string          // login name
 }
 
 // letter is a message to be composed.
@@ -114,7 +115,7 @@ func (j *job) fixup(env *envelope.Envelope, door *handoff.Door) submit.Fixup {
 		Extract: j.extract, Domain: j.cfg.Domains[0], Notify: j.notify,
 	}
 	if door.Direct() {
-		f.Trace = &submit.Trace{Comment: "Pennypost, from userid " + strconv.Itoa(os.Getuid())}
+		f.Trace = &submit.Trace{Comment: "Pennypost, from userid " + strconv.Itoa(*env.Origin.UID)}
 	}
 	return f
 }
@@ -122,6 +123,7 @@ func (j *job) fixup(env *envelope.Envelope, door *handoff.Door) submit.Fixup {
 // envelope makes the envelope from flags and operands.
 func (j *job) envelope() (*envelope.Envelope, error) {
 	uid := os.Getuid()
+	j.user = login(uid)
 	j.known = make(map[string]bool, len(j.to))
 	from, err := j.sender()
 	if err != nil {
@@ -134,7 +136,7 @@ func (j *job) envelope() (*envelope.Envelope, error) {
 	}
 	env := &envelope.Envelope{
 		From: from.String(), SMTPUTF8: !from.IsASCII(), EnvID: j.envid,
-		Origin: envelope.Origin{Kind: envelope.OriginPipe, UID: &uid, User: login()},
+		Origin: envelope.Origin{Kind: envelope.OriginPipe, UID: &uid, User: j.user},
 	}
 	if env.Ret = strings.ToUpper(j.ret); env.Ret != "" && env.Ret != "HDRS" && env.Ret != "FULL" {
 		return nil, cli.Usage("%q: reports return hdrs or full", j.ret)
@@ -207,17 +209,17 @@ func (j *job) sender() (envelope.Address, error) {
 	} else if f != "" {
 		domain = f
 	}
-	return envelope.Address{Local: login(), Domain: domain}, nil
+	return envelope.Address{Local: j.user, Domain: domain}, nil
 }
 
 // login is the name of the user who runs this.
-func login() string {
+func login(uid int) string {
 	for _, v := range []string{"LOGNAME", "USER"} {
 		if a, err := envelope.ParseLocal(os.Getenv(v), ""); err == nil && a.Domain == "" {
 			return a.Local
 		}
 	}
-	id := strconv.Itoa(os.Getuid())
+	id := strconv.Itoa(uid)
 	if u, err := user.LookupId(id); err == nil {
 		return u.Username
 	}

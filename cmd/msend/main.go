@@ -5,10 +5,7 @@ package main
 import (
 	"context"
 	"os"
-	"os/signal"
 	"path/filepath"
-	"strings"
-	"syscall"
 
 	urfave "github.com/urfave/cli/v2"
 
@@ -21,7 +18,10 @@ func main() {
 	case "sendmail", "mailq", "newaliases":
 		os.Exit(sendmail(name, os.Args[1:]))
 	}
-	cli.Main(app())
+	// Not cli.Main: a handler for signals would only be in the way. An interrupt ends the process
+	// at once, also while it waits for input, and leaves at most an unfinished file, which the
+	// spool's cleaner takes; and the handler's threads are a fifth of the time that msend takes.
+	os.Exit(cli.Run(context.Background(), app(), os.Args))
 }
 
 func app() *urfave.App {
@@ -49,7 +49,6 @@ func app() *urfave.App {
 }
 
 func action(c *urfave.Context) error {
-	defer diesBySignal(c.Context)()
 	cfg, err := cli.Load(c)
 	if err != nil {
 		return err
@@ -82,18 +81,4 @@ func action(c *urfave.Context) error {
 		return cli.Usage("-t reads a finished message; -s, -a, --to, --cc and --bcc compose one")
 	}
 	return j.run(c.Context)
-}
-
-// diesBySignal makes an interrupt end the process at once, as it would without a handler: the
-// read of standard input could wait for ever. What is in the spool then is an unfinished file,
-// which its cleaner takes.
-func diesBySignal(ctx context.Context) func() bool {
-	return context.AfterFunc(ctx, func() {
-		sig := syscall.SIGTERM
-		if cause := context.Cause(ctx); cause != nil && strings.Contains(cause.Error(), "interrupt") {
-			sig = syscall.SIGINT
-		}
-		signal.Reset(sig)
-		_ = syscall.Kill(os.Getpid(), sig)
-	})
 }

@@ -292,7 +292,7 @@ func TestMessage(t *testing.T) {
 			t.Errorf("header lacks %q:\n%s", want, m.head)
 		}
 	}
-	if strings.Contains(m.head, "carol") || m.body != "hello\n" || m.env.Origin.User != "ann" || m.env.Origin.Kind != "pipe" {
+	if strings.Contains(m.head, "carol") || m.body != "hello\n" || m.env.Origin.User != "ann" || m.env.Origin.Kind != "pipe" || m.env.Origin.MsgID != "<"+m.env.ID+"@mx.example.test>" {
 		t.Errorf("%+v", m)
 	}
 

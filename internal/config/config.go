@@ -135,7 +135,7 @@ type Listener struct {
 // Submit is msend's.
 type Submit struct {
 	Socket string `toml:"socket"` // local submission socket of msmtpd; default /run/pennypost/submit
-	From   string `toml:"from"`   // default domain or address for senders; default user@hostname
+	From   string `toml:"from"`   // default domain or address for senders; default the first of domains
 }
 
 // Worker is a delivery agent mqueue drives. Those named "local" (mdeliver) and "relay" (mrelay)

@@ -6,6 +6,7 @@ import (
 	"io"
 
 	"pennypost/internal/envelope"
+	"pennypost/internal/spool"
 )
 
 // advance takes the held bytes as far as they are judged: the end of the header, then the end
@@ -131,7 +132,7 @@ func (m *Message) finalHeader(p plan) []byte {
 		b.WriteString(prefix + "Date: " + now.Format(dateFormat) + "\n")
 	}
 	if m.fix.AddMessageID && !h.msgID[re] {
-		b.WriteString(prefix + "Message-ID: <" + m.env.ID + "@" + m.s.o.Hostname + ">\n")
+		b.WriteString(prefix + "Message-ID: " + m.madeID() + "\n")
 	}
 	added := b.Len()
 	for _, f := range h.fields {
@@ -151,6 +152,9 @@ func (m *Message) finalHeader(p plan) []byte {
 	}
 	return b.Bytes()
 }
+
+// madeID is the Message-ID of a message that came without one.
+func (m *Message) madeID() string { return "<" + m.env.ID + "@" + m.s.o.Hostname + ">" }
 
 // dropped tells whether a field is left out. Content-Length and Return-Path speak of a stored
 // or delivered message and are wrong in one that begins its journey.
@@ -207,6 +211,13 @@ func (m *Message) create(p plan) error {
 		m.env.Body = envelope.Body8Bit
 	} else if m.fix.Pipe {
 		m.env.Body = ""
+	}
+	if h := m.head; m.fix.AddMessageID && !h.msgID[0] && !h.resent {
+		// The envelope is fixed from Create on and names the Message-ID, so the id comes first.
+		if m.env.ID == "" {
+			m.env.ID = spool.NewID(m.s.o.Now())
+		}
+		m.env.Origin.MsgID = m.madeID()
 	}
 	d, err := m.s.o.Store.Create(m.env)
 	if err != nil {
