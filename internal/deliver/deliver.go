@@ -128,6 +128,13 @@ func (d *Deliverer) attempt(ctx context.Context, j *job, to envelope.Recipient) 
 	if err != nil {
 		return worker.Result{}, &Error{envelope.Fail("5.1.3", "the address cannot be parsed"), err}
 	}
+	// The request comes from an envelope that somebody wrote into the spool, and both addresses
+	// become header lines.
+	for _, a := range []string{j.req.From, to.Orig} {
+		if _, err := envelope.ParseLocal(a, ""); a != "" && err != nil {
+			return worker.Result{}, &Error{envelope.Fail("5.1.7", "an address of the envelope cannot be parsed"), err}
+		}
+	}
 	p, err := d.plan(ctx, addr)
 	if err != nil {
 		return worker.Result{}, err

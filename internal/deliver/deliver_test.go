@@ -212,6 +212,15 @@ func TestStoredForm(t *testing.T) {
 	}
 }
 
+// An envelope cannot put lines into the header.
+func TestInjection(t *testing.T) {
+	w := newWorld(t)
+	r := w.send(envelope.EOLLF, envelope.Recipient{Addr: "ann@a.test", Orig: "x@y\nBcc: z"}, envelope.Recipient{Addr: "ann@a.test\nX: y"})
+	if r[0].Code != "5.1.7" || r[1].Code != "5.1.3" || len(w.mail("mail/a.test/ann")) != 0 {
+		t.Errorf("%+v", r)
+	}
+}
+
 func TestWire(t *testing.T) {
 	big := strings.Repeat("line of text\r\n", 10000)
 	for body, want := range map[string]string{
