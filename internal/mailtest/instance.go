@@ -253,7 +253,7 @@ func (in *Instance) Start(name string) error {
 // Up starts everything.
 func (in *Instance) Up() error { return errors.Join(in.Start("mqueue"), in.Start("msmtpd")) }
 
-// Stop ends a process with the signal and waits for it; one that ignores SIGTERM for ten
+// Stop ends a process with the signal and waits for it; one that ignores it for thirty
 // seconds is killed, and that is an error.
 func (in *Instance) Stop(name string, sig os.Signal) error {
 	cmd := in.procs[name]
@@ -279,7 +279,7 @@ func (in *Instance) Stop(name string, sig os.Signal) error {
 			return fmt.Errorf("%s after SIGTERM: %w", name, err)
 		}
 		return nil
-	case <-time.After(10 * time.Second):
+	case <-time.After(30 * time.Second):
 		err := cmd.Process.Kill()
 		<-done
 		return errors.Join(fmt.Errorf("%s ignores %v", name, sig), err)

@@ -17,7 +17,7 @@ import (
 )
 
 // patience bounds every wait of a script. It is long because a loaded machine is no bug.
-const patience = 20 * time.Second
+const patience = 60 * time.Second
 
 // RunScripts runs the txtar scripts of a directory. Beside testscript's own commands there are:
 //
