@@ -1,4 +1,3 @@
-// Package spool holds the message files of the queue, their states and their attempt logs.
 package spool
 
 import (
