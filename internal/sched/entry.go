@@ -131,10 +131,16 @@ func (s *Scheduler) fill(e *entry, m *spool.Entry, now int64) {
 	if !m.Due.IsZero() {
 		e.due = s.stored(m.Due, now)
 	}
-	if m.Left == 1 {
-		e.hop = s.hopIndex(s.table.find(m.To))
-	}
+	s.locate(e)
 	e.mark = s.nextMark(e)
+}
+
+// locate finds the next hop of a message with one recipient left. An admin's route for it is not
+// in memory; it counts when the message is opened.
+func (s *Scheduler) locate(e *entry) {
+	if e.left == 1 {
+		e.hop = s.hopIndex(s.table.find(e.to()))
+	}
 }
 
 // stored turns a time read from disk into one on the scheduler's clock. One further ahead than

@@ -188,7 +188,7 @@ func (s *Scheduler) prospect(r ref, st *spool.State) outlook {
 			x.advice = "See whether the worker runs and its socket or command in the configuration is right (mcheck)."
 			return x
 		}
-		if s.journal != nil && s.ending {
+		if s.byHand {
 			x.next = "It is due; no scheduler runs at the moment."
 			x.advice = "To start one: mqueue run"
 			return x

@@ -313,8 +313,8 @@ func (s *Scheduler) settle(rd *round, left []envelope.Recipient, n next) {
 	switch {
 	case e.flags&held != 0 || n.hop == nil:
 		e.hop = 0
-		if len(left) == 1 && rd.st.Route == "" && len(rd.results) > 0 {
-			e.hop = s.hopIndex(s.table.find(left[0].Addr))
+		if rd.st.Route == "" {
+			s.locate(e)
 		}
 		s.park(rd.ref, e)
 	default:

@@ -101,8 +101,9 @@ type Scheduler struct {
 	busy     int // entries in state working
 	journal  *spool.Journal
 	dirty    map[ref]struct{} // entries the journal does not know yet
-	ending   bool
-	ctx      context.Context // of attempts
+	ending   bool             // no attempt is begun any more
+	byHand   bool             // for verbs only, in place of a scheduler that does not run
+	ctx      context.Context  // of attempts
 	counts   Counts
 	jump     clockJump
 }
@@ -264,7 +265,7 @@ func (s *Scheduler) setAside(id string, why error) {
 // in queue/ before: a power cut can bring the old name back, with an attempt log beside it.
 func (s *Scheduler) intake(id string, checkLog bool) error {
 	s.mu.Lock()
-	ending := s.ending
+	ending := s.ending && !s.byHand
 	s.mu.Unlock()
 	if ending {
 		return nil
@@ -294,6 +295,20 @@ func (s *Scheduler) intake(id string, checkLog bool) error {
 	}
 	r = s.entries.add(id)
 	s.counts.Taken++
+	if s.byHand {
+		e := s.entries.at(r)
+		s.know(e, m, &st)
+		s.shut(m)
+		e.due = s.now()
+		if st.Due.After(s.wall()) {
+			e.due += st.Due.Sub(s.wall()).Milliseconds()
+		}
+		s.locate(e)
+		s.park(r, e)
+		s.note(r)
+		s.mu.Unlock()
+		return nil
+	}
 	s.begin(r, m, &st, nil, nil)
 	s.dispatch()
 	s.mu.Unlock()

@@ -455,11 +455,12 @@ func (s *Scheduler) cat(id string, out Sink) error {
 // Prepare loads the queue for verbs when no scheduler runs: changes are made, attempts not.
 func (s *Scheduler) Prepare() error {
 	s.mu.Lock()
-	s.ending = true
+	s.ending, s.byHand = true, true
 	s.mu.Unlock()
 	if err := s.load(); err != nil {
 		return err
 	}
+	s.scan(true)
 	return nil
 }
 

@@ -85,6 +85,14 @@ func impossible(r *Result) string {
 	default:
 		return "no such status: " + clean(string(r.Verdict), 40)
 	}
+	if r.Expand != nil {
+		if r.Verdict != envelope.Failed {
+			return string(r.Verdict) + " with an expansion"
+		}
+		if why := badExpansion(r.Expand); why != "" {
+			return why
+		}
+	}
 	if !envelope.ValidCode(r.Code) || r.Code[0] != class {
 		return string(r.Verdict) + " with the enhanced code " + clean(r.Code, 40)
 	}

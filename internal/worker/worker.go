@@ -59,7 +59,7 @@ type Result struct {
 	Transcript []string   `json:"transcript,omitempty"`  // of a failure: "C: ..." and "S: ..." lines, AUTH exchanges cut out
 	Mailbox    string     `json:"mailbox,omitempty"`     // where it was delivered
 	DSN        bool       `json:"dsn_relayed,omitempty"` // the next hop took over NOTIFY (it announced DSN)
-	Expand     *Expansion `json:"expand,omitempty"`      // with verdict expanded
+	Expand     *Expansion `json:"expand,omitempty"`      // with verdict expanded; with failed, what is served beside the target that failed
 }
 
 // Expansion names the recipients that replace an expanded one; mqueue submits them as a child.
