@@ -106,7 +106,7 @@ func byHand(c *urfave.Context, cfg *config.Config, acc *accounts.Accounts) error
 	rep := deliver.New(o).Handle(c.Context, req, f)
 	status := envelope.ExOK
 	for _, r := range rep.Results {
-		if r.Verdict == envelope.Expanded && !o.Plan {
+		if r.Expand != nil && !o.Plan {
 			if err := handOn(c.Context, r.Expand, io.NewSectionReader(f, req.Offset, req.Size)); err != nil {
 				r.Status = envelope.Defer("4.3.0", "expanded, but not handed on: "+err.Error())
 			}

@@ -333,7 +333,10 @@ func (p *plan) expansion(j *job, to envelope.Recipient, failed error) worker.Res
 		reply += fmt.Sprintf(" and %d here", len(p.here))
 	}
 	if failed != nil {
-		reply += "; " + statusOf(failed).Reply
+		// The sender hears of the target that failed, and the others get their mail.
+		st := statusOf(failed)
+		st.Reply += "; otherwise " + reply
+		return worker.Result{Status: st, Expand: x}
 	}
 	return worker.Result{Status: envelope.Status{Verdict: envelope.Expanded, Code: "2.0.0", Reply: reply}, Expand: x}
 }
