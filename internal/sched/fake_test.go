@@ -259,3 +259,14 @@ func defers(code, reply string, remote bool) func(int, string, *worker.Request) 
 }
 
 func (b *bed) crash() *mailtest.CrashFS { return b.fs.(*mailtest.CrashFS) }
+
+// gated answers when the gate opens.
+type gated struct {
+	*fake
+	gate chan bool
+}
+
+func (g gated) Do(ctx context.Context, r *worker.Request, f *os.File) (*worker.Report, error) {
+	<-g.gate
+	return g.fake.Do(ctx, r, f)
+}

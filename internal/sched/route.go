@@ -67,7 +67,7 @@ func ParseTarget(to string) (Target, error) {
 		return Target{Worker: Relay, NextHop: envelope.FoldDomain(rest)}, nil
 	case kind == "lmtp" && rest != "":
 		return Target{Worker: Relay, NextHop: to}, nil
-	case to == "" || strings.ContainsAny(to, "@ \t\r\n/"):
+	case to == "" || to == "lmtp:" || strings.ContainsAny(to, "@ \t\r\n/"):
 		return Target{}, fmt.Errorf("%q is no next hop: write host:port, lmtp:host:port, lmtp:/socket, mx:domain, local or error:5.1.1 text", to)
 	}
 	return Target{Worker: Relay, NextHop: to}, nil

@@ -245,6 +245,7 @@ func (s *Scheduler) finishByHand(c *Command, r ref, id, who string) error {
 			s.shut(rd.msg)
 		}
 		e.hop = 0
+		s.locate(e)
 		s.note(r)
 		s.park(r, e)
 	default:
