@@ -283,6 +283,9 @@ func TestDSNParameters(t *testing.T) {
 	} {
 		r := w.send(envelope.EOLLF, envelope.Recipient{Addr: c.addr, Notify: c.notify, ORcpt: "rfc822;o@o"})[0]
 		x := r.Expand.To[0]
+		if one := strings.Contains(c.want, "SUCCESS") || c.notify == nil; r.DSN != one {
+			t.Errorf("%s: NOTIFY taken over: %v, want %v", c.addr, r.DSN, one)
+		}
 		if got := fmt.Sprintf("%v %s", x.Notify, x.ORcpt); got != c.want || x.Orig != c.addr {
 			t.Errorf("%s %v: %s orig %s, want %s", c.addr, c.notify, got, x.Orig, c.want)
 		}

@@ -338,7 +338,10 @@ func (p *plan) expansion(j *job, to envelope.Recipient, failed error) worker.Res
 		st.Reply += "; otherwise " + reply
 		return worker.Result{Status: st, Expand: x}
 	}
-	return worker.Result{Status: envelope.Status{Verdict: envelope.Expanded, Code: "2.0.0", Reply: reply}, Expand: x}
+	return worker.Result{
+		Status: envelope.Status{Verdict: envelope.Expanded, Code: "2.0.0", Reply: reply}, Expand: x,
+		DSN: !p.list && len(p.here)+len(p.away) == 1, // its NOTIFY went on
+	}
 }
 
 // childNotify passes NOTIFY on. RFC 3461 §5.2.7.3 (c): an alias with several targets keeps

@@ -86,8 +86,11 @@ func due1(kind Kind, r Recipient) bool {
 		return r.Verdict == envelope.Deferred && (len(r.Notify) == 0 || wants(r, notifyDelay))
 	case Success:
 		switch r.Verdict {
-		case envelope.Delivered, envelope.Expanded:
+		case envelope.Delivered:
 			return wants(r, notifySuccess)
+		case envelope.Expanded:
+			// RFC 3461 §5.2.7.2: an alias with one target passes SUCCESS on, and no report is due.
+			return !r.Relayed && wants(r, notifySuccess)
 		case envelope.Relayed:
 			// RFC 3461 §5.2.2: the last host that knows DSN says "relayed".
 			return !r.Relayed && wants(r, notifySuccess)

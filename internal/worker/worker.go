@@ -58,7 +58,7 @@ type Result struct {
 	MX         []string   `json:"mx,omitempty"`          // what was tried, in order, with the reason each failed
 	Transcript []string   `json:"transcript,omitempty"`  // of a failure: "C: ..." and "S: ..." lines, AUTH exchanges cut out
 	Mailbox    string     `json:"mailbox,omitempty"`     // where it was delivered
-	DSN        bool       `json:"dsn_relayed,omitempty"` // the next hop took over NOTIFY (it announced DSN)
+	DSN        bool       `json:"dsn_relayed,omitempty"` // the next hop took over NOTIFY (it announced DSN), or the one address an alias stands for
 	Expand     *Expansion `json:"expand,omitempty"`      // with verdict expanded; with failed, what is served beside the target that failed
 }
 
