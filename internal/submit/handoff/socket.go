@@ -158,6 +158,8 @@ func send(o Options, env *envelope.Envelope, body io.Reader, size int64) (id str
 	// Ignored: what counts is the answer to the message.
 	defer f.Close()
 	c := &conn{f: f, r: bufio.NewReaderSize(f, 4096), timeout: o.Timeout}
+	// Ignored: the outcome is known by then; a refusal ends the dialogue as politely.
+	defer func() { _ = c.write("QUIT\r\n") }()
 	if err := c.hello(o.Hostname); err != nil {
 		return "", err
 	}
@@ -181,8 +183,6 @@ func send(o Options, env *envelope.Envelope, body io.Reader, size int64) (id str
 	if err != nil {
 		return "", err
 	}
-	// Ignored: the message is theirs by now.
-	_ = c.write("QUIT\r\n")
 	for _, w := range strings.Fields(r.text[0]) {
 		if spool.ValidID(w) {
 			id = w
