@@ -115,7 +115,7 @@ func (j *job) fixup(env *envelope.Envelope, door *handoff.Door) submit.Fixup {
 		Extract: j.extract, Domain: j.cfg.Domains[0], Notify: j.notify,
 	}
 	if door.Direct() {
-		f.Trace = &submit.Trace{Comment: "Pennypost, from userid " + strconv.Itoa(*env.Origin.UID)}
+		f.Trace = &submit.Trace{Comment: "pennypost, from userid " + strconv.Itoa(*env.Origin.UID)}
 	}
 	return f
 }

@@ -287,7 +287,7 @@ func TestMessage(t *testing.T) {
 	if m.env.From != "dave@example.test" || m.to() != "bob@b.test BOB@b.test" && m.to() != "bob@b.test BOB@B.test" {
 		t.Errorf("from %q to %q", m.env.From, m.to())
 	}
-	for _, want := range []string{"Received: by mx.example.test (Pennypost, from userid ", "\nFrom: dave@example.test\n", "\nDate: ", "\nMessage-ID: <" + m.env.ID + "@mx.example.test>\n", "\nSubject: x\n"} {
+	for _, want := range []string{"Received: by mx.example.test (pennypost, from userid ", "\nFrom: dave@example.test\n", "\nDate: ", "\nMessage-ID: <" + m.env.ID + "@mx.example.test>\n", "\nSubject: x\n"} {
 		if !strings.Contains(m.head, want) {
 			t.Errorf("header lacks %q:\n%s", want, m.head)
 		}

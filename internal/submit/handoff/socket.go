@@ -158,8 +158,7 @@ func send(o Options, env *envelope.Envelope, body io.Reader, size int64) (id str
 	// Ignored: what counts is the answer to the message.
 	defer f.Close()
 	c := &conn{f: f, r: bufio.NewReaderSize(f, 4096), timeout: o.Timeout}
-	// Ignored: the outcome is known by then; a refusal ends the dialogue as politely.
-	defer func() { _ = c.write("QUIT\r\n") }()
+	defer c.quit()
 	if err := c.hello(o.Hostname); err != nil {
 		return "", err
 	}
@@ -189,6 +188,15 @@ func send(o Options, env *envelope.Envelope, body io.Reader, size int64) (id str
 		}
 	}
 	return id, nil
+}
+
+// quit ends the dialogue. The outcome is known by then, so errors are ignored; the answer is
+// waited for, or the server would log a lost connection.
+func (c *conn) quit() {
+	c.timeout = 2 * time.Second
+	if c.write("QUIT\r\n") == nil {
+		_, _ = c.read()
+	}
 }
 
 // envelope sends MAIL and RCPT. Commands go out in groups small enough for the socket's buffer
