@@ -157,12 +157,11 @@ func (q *Queue) appendLog(id string, sync bool, recs []Record) error {
 			recs[i].Time = q.s.o.Now().UTC().Truncate(time.Millisecond)
 		}
 		recs[i].V = recordVersion
-		b, err := json.Marshal(&recs[i])
+		line, err := jsonLine(&recs[i])
 		if err != nil {
 			return err
 		}
-		buf.Write(b)
-		buf.WriteByte('\n')
+		buf.Write(line)
 	}
 	f, err := q.s.fsys.OpenFile(q.s.path(dirLog, id), os.O_RDWR|os.O_CREATE, 0o600)
 	if err != nil {

@@ -1,6 +1,7 @@
 package spool
 
 import (
+	"bytes"
 	"encoding/json"
 	"errors"
 	"fmt"
@@ -93,14 +94,20 @@ func checksum(crc uint32, b []byte) uint32 {
 
 // encodeEnvelope returns line 2.
 func encodeEnvelope(e *envelope.Envelope) ([]byte, error) {
-	b, err := json.Marshal(e)
-	if err != nil {
-		return nil, err
+	b, err := jsonLine(e)
+	if err == nil && len(b) > maxEnvelope {
+		return nil, fmt.Errorf("envelope of %d octets is over %d", len(b), maxEnvelope)
 	}
-	if len(b)+1 > maxEnvelope {
-		return nil, fmt.Errorf("envelope of %d octets is over %d", len(b)+1, maxEnvelope)
-	}
-	return append(b, '\n'), nil
+	return b, err
+}
+
+// jsonLine encodes v as one line, with < and > as they are: people read these files.
+func jsonLine(v any) ([]byte, error) {
+	var b bytes.Buffer
+	enc := json.NewEncoder(&b)
+	enc.SetEscapeHTML(false)
+	err := enc.Encode(v)
+	return b.Bytes(), err
 }
 
 // decodeEnvelope reads line 2 of the file named id.

@@ -1,7 +1,6 @@
 package spool
 
 import (
-	"encoding/json"
 	"errors"
 	"io"
 	"os"
@@ -26,11 +25,11 @@ const historySuffix = ".jsonl"
 // History adds one line to today's history file; v is encoded as JSON. The line is written by
 // one write and not synced: it tells people what was, no promise rests on it.
 func (q *Queue) History(v any) error {
-	b, err := json.Marshal(v)
+	line, err := jsonLine(v)
 	if err != nil {
 		return err
 	}
-	return q.hist.append(append(b, '\n'))
+	return q.hist.append(line)
 }
 
 func (h *history) append(line []byte) error {
