@@ -105,11 +105,13 @@ func TestStartTLS(t *testing.T) {
 	if r := k.ask("STARTTLS"); !strings.HasPrefix(r, "503") {
 		t.Fatalf("second STARTTLS: %s", r)
 	}
-	k.ask("MAIL FROM:<a@x.test>")
-	k.ask("RCPT TO:<b@x.test>")
-	k.ask("DATA")
-	k.ask("text\r\n.")
-	k.ask("QUIT")
+	for _, step := range []struct{ say, want string }{
+		{"MAIL FROM:<a@x.test>", "250"}, {"RCPT TO:<b@x.test>", "250"}, {"DATA", "354"}, {"text\r\n.", "250"}, {"QUIT", "221"},
+	} {
+		if r := k.ask(step.say); !strings.HasPrefix(r, step.want) {
+			t.Errorf("%s: %s", step.say, r)
+		}
+	}
 	if len(b.rcpts) != 1 || strings.Contains(b.rcpts[0], "evil") {
 		t.Errorf("recipients %q", b.rcpts)
 	}
