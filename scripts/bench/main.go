@@ -43,6 +43,7 @@ type bench struct {
 	bin    string
 	rounds int
 	scale  float64
+	begin  time.Time
 	peers  []*peer // ours first
 	extra  []*peer // other instances of ours, to be stopped with them
 	sink   int     // port where both send sink.test
@@ -74,7 +75,7 @@ func run(args []string) error {
 	if len(args) == 2 && args[0] == "start" {
 		return start(args[1])
 	}
-	b := &bench{out: &report{}}
+	b := &bench{out: &report{}, begin: time.Now()}
 	f := flag.NewFlagSet("bench", flag.ContinueOnError)
 	f.StringVar(&b.dir, "dir", "", "directory on the disk to measure")
 	f.IntVar(&b.rounds, "rounds", 3, "rounds; the median counts")
