@@ -81,11 +81,11 @@ func newRig(t *testing.T, o relay.Options, peers ...mailtest.PeerOptions) *rig {
 	o.Port = g.port
 	if o.Resolver == nil {
 		d := mailtest.StartDNS(t, zone)
-		o.Resolver = resolve.New(resolve.Options{Servers: []string{d.Addr()}, Timeout: 300 * time.Millisecond, Rounds: 1})
+		o.Resolver = resolve.New(resolve.Options{Servers: []string{d.Addr()}, Timeout: 3 * time.Second, Rounds: 1})
 	}
 	if o.Timeouts == (smtp.ClientTimeouts{}) {
-		o.Timeouts = smtp.DefaultTimeouts().Scaled(time.Second)
-		o.Timeouts.Connect, o.Timeouts.Quit = time.Second, 50*time.Millisecond
+		o.Timeouts = smtp.DefaultTimeouts().Scaled(30 * time.Second) // a loaded machine is no fault
+		o.Timeouts.Connect, o.Timeouts.Quit = 10*time.Second, 50*time.Millisecond
 	}
 	o.Helo = "me.test"
 	g.r = relay.New(o)
@@ -201,7 +201,12 @@ func TestFallback(t *testing.T) {
 		{"bad next hop", "x:y:z", nil, "deferred:4.3.5", "0/0 0/0", ""},
 	} {
 		t.Run(c.name, func(t *testing.T) {
-			g := newRig(t, relay.Options{}, mailtest.PeerOptions{Script: c.script}, mailtest.PeerOptions{})
+			var o relay.Options
+			if c.name == "silence" {
+				o.Timeouts = smtp.DefaultTimeouts().Scaled(30 * time.Second)
+				o.Timeouts.Greeting = time.Second
+			}
+			g := newRig(t, o, mailtest.PeerOptions{Script: c.script}, mailtest.PeerOptions{})
 			res := g.send(c.hop, "b@y.test")
 			if got := brief(res); got != c.want {
 				t.Errorf("got %s, want %s: %+v", got, c.want, res)
@@ -465,7 +470,7 @@ func TestSmarthost(t *testing.T) {
 		hop := fmt.Sprintf("127.0.0.2:%d", g.port)
 		write(c.file)
 		r := relay.New(relay.Options{Resolver: resolve.New(resolve.Options{}), Hops: map[string]relay.Policy{hop: {Auth: auth}},
-			Timeouts: smtp.DefaultTimeouts().Scaled(time.Second)})
+			Timeouts: smtp.DefaultTimeouts().Scaled(30 * time.Second)})
 		rep := r.Handle(t.Context(), request(hop, message, "b@y.test"), file(t, message))
 		r.Close()
 		if got := brief(rep.Results); got != c.want {
