@@ -7,6 +7,7 @@ import (
 	"fmt"
 	"io"
 	"os"
+	"path/filepath"
 	"strings"
 
 	urfave "github.com/urfave/cli/v2"
@@ -155,18 +156,14 @@ func ask(c *urfave.Context, cmd *sched.Command) error {
 	if err != nil {
 		return err
 	}
-	sp, err := openSpool(cfg)
-	if err != nil {
-		return err
-	}
-	defer sp.Close()
 	out := &output{Writer: c.App.Writer, err: c.App.ErrWriter, name: "mqueue " + cmd.Verb}
 	for range 20 {
-		status, err := sched.Ask(c.Context, sp.ControlPath(), cmd, out)
+		// The spool itself is not opened for this: most users may not.
+		status, err := sched.Ask(c.Context, filepath.Join(cfg.Spool, "control"), cmd, out)
 		if !errors.Is(err, sched.ErrNoScheduler) {
 			return exit(status, err)
 		}
-		status, err = direct(c, cfg, sp, cmd, out)
+		status, err = direct(c, cfg, cmd, out)
 		if !errors.Is(err, spool.ErrLocked) {
 			return exit(status, err)
 		}

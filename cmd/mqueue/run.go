@@ -207,13 +207,15 @@ func once(c *urfave.Context, cfg *config.Config, sp *spool.Spool, log *slog.Logg
 func pause() { time.Sleep(50 * time.Millisecond) }
 
 // direct executes a command in place of the scheduler that does not run.
-func direct(c *urfave.Context, cfg *config.Config, sp *spool.Spool, cmd *sched.Command, out sched.Sink) (int, error) {
+func direct(c *urfave.Context, cfg *config.Config, cmd *sched.Command, out sched.Sink) (int, error) {
+	sp, err := openSpool(cfg)
+	if err != nil {
+		return denied(cfg, err)
+	}
+	defer sp.Close()
 	s, end, err := lock(cfg, sp, slog.New(slog.DiscardHandler), func(*sched.Options) {}, false)
 	if err != nil {
-		if errors.Is(err, fs.ErrPermission) {
-			return envelope.ExNoPerm, fmt.Errorf("no scheduler runs, and the spool %s is not yours: start mqueue run as its owner", cfg.Spool)
-		}
-		return 0, err
+		return denied(cfg, err)
 	}
 	defer end()
 	if err := s.Prepare(); err != nil {
@@ -221,4 +223,12 @@ func direct(c *urfave.Context, cfg *config.Config, sp *spool.Spool, cmd *sched.C
 	}
 	status, err := s.Do(c.Context, cmd, sched.Who{UID: os.Geteuid(), Admin: true}, out)
 	return status, errors.Join(err, s.Finish())
+}
+
+// denied gives an error of opening the spool its status.
+func denied(cfg *config.Config, err error) (int, error) {
+	if errors.Is(err, fs.ErrPermission) {
+		return envelope.ExNoPerm, fmt.Errorf("no scheduler runs, and the spool %s is not yours: start mqueue run as its owner", cfg.Spool)
+	}
+	return 0, err
 }
