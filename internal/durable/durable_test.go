@@ -2,7 +2,10 @@ package durable_test
 
 import (
 	"errors"
+	"fmt"
+	"io"
 	"io/fs"
+	"math/rand/v2"
 	"os"
 	"path/filepath"
 	"runtime"
@@ -323,4 +326,97 @@ func BenchmarkDirSync(b *testing.B) {
 	if err := d.Close(); err != nil {
 		b.Error(err)
 	}
+}
+
+// reboots calls fn for the file systems that may be found after a stop at each operation of
+// live: once for the death of the process, several times for a power cut. done tells whether
+// live had returned nil.
+func reboots(t *testing.T, begin, live func(*mailtest.CrashFS) error, fn func(c *mailtest.CrashFS, done bool) error) {
+	t.Helper()
+	for stop := 0; ; stop++ {
+		c := mailtest.NewCrashFS()
+		if err := begin(c); err != nil {
+			t.Fatal(err)
+		}
+		c.StopAfter(stop)
+		err := live(c)
+		if err != nil && !errors.Is(err, mailtest.ErrCrashed) {
+			t.Fatal(err)
+		}
+		cuts := []*rand.Rand{nil}
+		for seed := range uint64(50) {
+			cuts = append(cuts, rand.New(rand.NewPCG(seed, uint64(stop))))
+		}
+		for i, cut := range cuts {
+			if e := fn(c.Reboot(cut), err == nil); e != nil {
+				t.Fatalf("stop after %d operations, cut %d: %v", stop, i, e)
+			}
+		}
+		if err == nil {
+			return
+		}
+	}
+}
+
+func content(c *mailtest.CrashFS, path string) (string, error) {
+	f, err := c.OpenFile(path, os.O_RDONLY, 0)
+	if err != nil {
+		return "", err
+	}
+	b, err := io.ReadAll(f)
+	return string(b), errors.Join(err, f.Close())
+}
+
+// What Publish has answered for is there, whole; what it has not is there whole or not at all.
+func TestPublishCrash(t *testing.T) {
+	text := strings.Repeat("a line of a message\n", 200)
+	reboots(t,
+		func(c *mailtest.CrashFS) error {
+			return errors.Join(durable.MkdirAllOn(c, "/box/tmp", 0o700), durable.MkdirAllOn(c, "/box/new", 0o700))
+		},
+		func(c *mailtest.CrashFS) error {
+			return durable.PublishOn(c, "/box/tmp/1", "/box/new/1", strings.NewReader(text))
+		},
+		func(c *mailtest.CrashFS, done bool) error {
+			got, err := content(c, "/box/new/1")
+			if errors.Is(err, fs.ErrNotExist) && !done {
+				return nil
+			}
+			if err == nil && got != text {
+				err = fmt.Errorf("%d octets of %d, or others", len(got), len(text))
+			}
+			return err
+		})
+}
+
+// WriteFile leaves the old bytes or the new ones, and the new ones once it has answered.
+func TestWriteFileCrash(t *testing.T) {
+	old, text := strings.Repeat("old\n", 500), strings.Repeat("new!\n", 700)
+	reboots(t,
+		func(c *mailtest.CrashFS) error { return durable.WriteFileOn(c, "/f", []byte(old), 0o600) },
+		func(c *mailtest.CrashFS) error { return durable.WriteFileOn(c, "/f", []byte(text), 0o600) },
+		func(c *mailtest.CrashFS, done bool) error {
+			got, err := content(c, "/f")
+			if err == nil && got != text && (done || got != old) {
+				err = fmt.Errorf("%d octets, neither old nor new", len(got))
+			}
+			return err
+		})
+}
+
+// RenameSync leaves the file under one of its names, and under the new one once it has answered.
+func TestRenameSyncCrash(t *testing.T) {
+	reboots(t,
+		func(c *mailtest.CrashFS) error {
+			return errors.Join(durable.MkdirAllOn(c, "/a", 0o700), durable.MkdirAllOn(c, "/b", 0o700), durable.WriteFileOn(c, "/a/f", []byte("x"), 0o600))
+		},
+		func(c *mailtest.CrashFS) error { return durable.RenameSyncOn(c, "/a/f", "/b/f") },
+		func(c *mailtest.CrashFS, done bool) error {
+			_, err1 := content(c, "/a/f")
+			_, err2 := content(c, "/b/f")
+			if (err1 == nil) == (err2 == nil) || done && err2 != nil {
+				return fmt.Errorf("old name: %v, new name: %v", err1, err2)
+			}
+			return nil
+		})
 }
