@@ -198,8 +198,8 @@ func parseMailParams(s string, esmtp bool) (*MailOptions, *Answer) {
 
 func parseRcptParams(s string, esmtp bool) (*RcptOptions, *Answer) {
 	o := &RcptOptions{}
-	a := params(s, esmtp, func(key, value string, has bool) *Answer {
-		ok := has
+	a := params(s, esmtp, func(key, value string, _ bool) *Answer {
+		var ok bool // an option without a value has the empty one, which neither takes
 		switch key {
 		case "NOTIFY":
 			o.Notify, ok = parseNotify(value)
