@@ -102,12 +102,12 @@ func parseAliasFile(path, data string, owner uint32) (*aliasTable, error) {
 	eachLine(data, func(n int, line string) {
 		if line[0] == ' ' || line[0] == '\t' {
 			if len(parts) > 0 {
-				parts = append(parts, strings.TrimSpace(line))
+				parts = append(parts, trim(line))
 				return
 			}
 		}
 		join()
-		parts, start = append(parts, strings.TrimSpace(line)), n
+		parts, start = append(parts, trim(line)), n
 	})
 	join()
 	return t, nil
@@ -119,7 +119,7 @@ func parseEntry(s string) (*Alias, error) {
 	if i < 0 {
 		return nil, errors.New("no colon after the name")
 	}
-	name := strings.TrimSpace(s[:i])
+	name := trim(s[:i])
 	if q, ok := unquoteItem(name); ok {
 		name = q
 	}
@@ -178,7 +178,7 @@ func parseTargets(s string) []Target {
 		} else {
 			more = false
 		}
-		if item = strings.TrimSpace(item); item != "" {
+		if item = trim(item); item != "" {
 			all = append(all, parseTarget(item))
 		}
 		if len(all) > maxTargets {
@@ -229,7 +229,7 @@ func unquoteItem(s string) (string, bool) {
 func parseTarget(item string) Target {
 	s := item
 	if q, ok := unquoteItem(item); ok {
-		s = strings.TrimSpace(q)
+		s = trim(q)
 	}
 	bad := func(why string) Target { return Target{Kind: ToError, Text: fmt.Sprintf("%s: %s", why, s)} }
 	if strings.IndexByte(s, 0) >= 0 {
@@ -237,9 +237,9 @@ func parseTarget(item string) Target {
 	}
 	switch {
 	case strings.HasPrefix(s, "|"):
-		cmd := strings.TrimSpace(s[1:])
+		cmd := trim(s[1:])
 		if q, ok := unquoteItem(cmd); ok {
-			cmd = strings.TrimSpace(q) // |"command", sendmail's other way to write it
+			cmd = trim(q) // |"command", sendmail's other way to write it
 		}
 		if cmd == "" {
 			return bad("no command")
@@ -248,9 +248,9 @@ func parseTarget(item string) Target {
 	case strings.HasPrefix(s, "/"):
 		return Target{Kind: ToFile, Text: s}
 	case len(s) >= 9 && strings.EqualFold(s[:9], ":include:"):
-		p := strings.TrimSpace(s[9:])
+		p := trim(s[9:])
 		if q, ok := unquoteItem(p); ok {
-			p = strings.TrimSpace(q)
+			p = trim(q)
 		}
 		if !strings.HasPrefix(p, "/") {
 			return bad("include needs an absolute path")

@@ -93,7 +93,7 @@ func (e Edit) apply(data string) (string, error) {
 }
 
 func (e Edit) isOurs(p *Accounts, line string) bool {
-	if s := strings.TrimSpace(line); s == "" || s[0] == '#' {
+	if s := trim(line); s == "" || s[0] == '#' {
 		return false
 	}
 	name, _, _ := strings.Cut(line, ":")

@@ -45,7 +45,7 @@ func sameTarget(t *testing.T, tg Target) {
 	if tg.Kind == ToError {
 		return
 	}
-	again := parseTarget(strings.TrimSpace(tg.String()))
+	again := parseTarget(trim(tg.String()))
 	if again != tg {
 		t.Fatalf("%#v prints as %s, which reads as %#v", tg, tg, again)
 	}

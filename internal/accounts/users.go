@@ -73,7 +73,7 @@ func plainKey(name string) (domain string, ok bool) {
 
 // parseKey reads the name at the start of a line of users or secrets.
 func (a *Accounts) parseKey(name string) (envelope.Address, error) {
-	addr, err := envelope.ParseLocal(strings.TrimSpace(name), a.first())
+	addr, err := envelope.ParseLocal(trim(name), a.first())
 	if err != nil {
 		return addr, err
 	}
@@ -81,13 +81,16 @@ func (a *Accounts) parseKey(name string) (envelope.Address, error) {
 	return envelope.Address{Local: strings.ToLower(addr.Local), Domain: foldDomain(addr.Domain)}, nil
 }
 
+// trim takes white space off both ends. Only ASCII's: other spaces may be part of an address.
+func trim(s string) string { return strings.Trim(s, " \t\r\n\v\f") }
+
 // eachLine calls fn for each line that is neither blank nor a comment, with its number.
 func eachLine(data string, fn func(n int, line string)) {
 	for n := 1; data != ""; n++ {
 		var line string
 		line, data, _ = strings.Cut(data, "\n")
 		line = strings.TrimSuffix(line, "\r")
-		if s := strings.TrimSpace(line); s == "" || s[0] == '#' {
+		if s := trim(line); s == "" || s[0] == '#' {
 			continue
 		}
 		fn(n, line)
@@ -251,7 +254,7 @@ func (a *Accounts) parseSecrets(_, data string, _ uint32) (*secretTable, error) 
 		if _, ok := t.byKey[key]; ok {
 			return
 		}
-		s := secret{stored: strings.TrimSpace(f[1])}
+		s := secret{stored: trim(f[1])}
 		if len(f) == 8 {
 			for kv := range strings.FieldsSeq(f[7]) {
 				switch k, _, _ := strings.Cut(kv, "="); k {
