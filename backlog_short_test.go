@@ -1,0 +1,6 @@
+//go:build !long
+
+package house_test
+
+// backlog is the number of messages that wait for a dead host.
+const backlog = 300
