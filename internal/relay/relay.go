@@ -181,9 +181,14 @@ func (a *attempt) run(ctx context.Context, f *os.File) {
 }
 
 // policyOf is the configuration for a request's next hop. A request may name credentials only
-// among those configured here: mrelay reads no file because a request says so.
+// among those configured here: mrelay reads no file because a request says so. The TLS mode of
+// its route comes with it: two routes may lead to one next hop.
 func (r *Relayer) policyOf(req *worker.Request) (Policy, bool) {
 	p := r.o.Hops[req.NextHop]
+	switch req.TLSMode {
+	case TLSMay, TLSEncrypt, TLSVerify, TLSNone, TLSImplicit:
+		p.TLS = req.TLSMode
+	}
 	if p.TLS == "" {
 		p.TLS = r.o.TLS
 	}

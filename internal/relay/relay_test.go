@@ -389,6 +389,7 @@ func TestTLSPolicies(t *testing.T) {
 		ca           string
 		require      bool
 		implicit     bool
+		route        string
 		script       []string
 		want, how    string
 		conns        int
@@ -407,6 +408,8 @@ func TestTLSPolicies(t *testing.T) {
 		{name: "verify, unknown", policy: "verify", tls: good, want: "deferred:4.7.5", conns: 1},
 		{name: "implicit", policy: "tls", tls: good, ca: ca, implicit: true, want: "relayed:2.0.0", how: " verified", conns: 1},
 		{name: "implicit, unknown", policy: "tls", tls: good, implicit: true, want: "deferred:4.7.5", conns: 1},
+		{name: "route says encrypt", policy: "none", route: "encrypt", tls: good, want: "relayed:2.0.0", how: "unverified", conns: 1},
+		{name: "route says none", policy: "verify", route: "none", tls: good, want: "relayed:2.0.0", conns: 1},
 		{name: "REQUIRETLS", policy: "may", tls: good, ca: ca, require: true, want: "relayed:2.0.0", how: " verified", conns: 1},
 		{name: "REQUIRETLS, unknown", policy: "may", tls: good, require: true, want: "failed:5.7.10", conns: 1},
 		{name: "REQUIRETLS, no TLS", policy: "may", require: true, want: "failed:5.7.10", conns: 1},
@@ -418,7 +421,7 @@ func TestTLSPolicies(t *testing.T) {
 			}
 			g := newRig(t, relay.Options{TLS: c.policy, CAFile: c.ca, Idle: time.Minute}, p)
 			req := request("signed.test", message, "b@y.test")
-			req.TLS = c.require
+			req.TLS, req.TLSMode = c.require, c.route
 			res := g.do(req, message)
 			if got := brief(res); got != c.want {
 				t.Fatalf("got %s, want %s: %+v", got, c.want, res)

@@ -1,7 +1,6 @@
 package sched
 
 import (
-	"container/heap"
 	"context"
 	"errors"
 	"os"
@@ -190,7 +189,7 @@ func (s *Scheduler) hopFailed(h *hop, kind hopKind, now int64, st envelope.Statu
 		pause = min(pause, (30*time.Second)<<min(h.fails-1, 10))
 	}
 	h.until = now + pause.Milliseconds()
-	heap.Push(&s.timers, timer{at: h.until, hop: h.index})
+	s.after(h.until-now, h.index) // a pause may be shorter than the main loop's sleep
 	s.o.Log.Warn("next hop is tried with one message at a time", "relay", h.target.String(), "dsn", st.Code, "reply", st.Reply,
 		"failures", h.fails, "waiting", h.queue.len(), "retry", s.wallTime(h.until).UTC().Format(time.RFC3339))
 }
