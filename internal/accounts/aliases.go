@@ -48,7 +48,11 @@ func (t Target) String() string {
 	if t.Addr.Local == "" {
 		return "@" + t.Addr.Domain
 	}
-	return t.Addr.String()
+	s := t.Addr.String()
+	if s != "" && strings.IndexByte(`/|\@:"<`, s[0]) >= 0 {
+		return "<" + s + ">" // it would be taken for a file, a program, a quoted item ...
+	}
+	return s
 }
 
 func quoteItem(s string) string {
@@ -269,7 +273,7 @@ func parseTarget(item string) Target {
 		}
 		return Target{Kind: ToAddress, Addr: envelope.Address{Domain: envelope.FoldDomain(d)}}
 	}
-	if i := strings.LastIndexByte(item, '<'); i >= 0 && strings.HasSuffix(item, ">") {
+	if i := unquotedIndex(item, '<'); i >= 0 && strings.HasSuffix(item, ">") {
 		s = item[i+1 : len(item)-1] // Ann <ann@x.test>
 		item = s
 	}
