@@ -40,13 +40,11 @@ func (m *Message) Body() *io.SectionReader { return io.NewSectionReader(m.f, m.O
 // Close closes the file.
 func (m *Message) Close() error { return m.f.Close() }
 
-// read opens and checks the message file at path. With claim it also finds out whether a writer
-// still holds it, and gives ErrBusy then; verify reads the whole file for its checksum.
+// read opens and checks the message file at path. With claim, for a file of incoming/, it also
+// finds out whether a writer still holds it, and gives ErrBusy then, and reads the whole file
+// for its checksum: a power cut before Commit's sync may leave line 1 without the rest. The
+// bytes come from the page cache mostly; a file of queue/ has been through this.
 func (s *Spool) read(path, id string, claim bool) (*Message, error) {
-	return s.readFile(path, id, claim, claim && s.o.Verify)
-}
-
-func (s *Spool) readFile(path, id string, claim, verify bool) (*Message, error) {
 	f, err := s.fsys.OpenFile(path, openFlags, 0)
 	if err != nil {
 		if errors.Is(err, unix.ELOOP) || errors.Is(err, unix.EMLINK) { // FreeBSD says EMLINK
@@ -59,13 +57,13 @@ func (s *Spool) readFile(path, id string, claim, verify bool) (*Message, error) 
 	}
 	m := &Message{ID: id, f: f}
 	m.File, _ = f.(*os.File)
-	if err := s.check(m, claim, verify); err != nil {
+	if err := s.check(m, claim); err != nil {
 		return nil, errors.Join(err, f.Close())
 	}
 	return m, nil
 }
 
-func (s *Spool) check(m *Message, claim, verify bool) error {
+func (s *Spool) check(m *Message, claim bool) error {
 	info, err := m.f.Stat()
 	if err != nil {
 		return err
@@ -92,7 +90,7 @@ func (s *Spool) check(m *Message, claim, verify bool) error {
 			return err
 		}
 	}
-	return s.parse(m, info.Size(), verify)
+	return s.parse(m, info.Size(), claim)
 }
 
 // parse reads line 1 and line 2 and compares sizes and, where it costs nothing more or is asked

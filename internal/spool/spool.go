@@ -53,7 +53,6 @@ type Options struct {
 	FreeSpace   int64            // octets that Create leaves free on the file system
 	FreeInodes  int64
 	TrustedUIDs []uint32   // submitters whose word about a message's origin counts, beside root and ourselves
-	Verify      bool       // Take checks the checksum of large files too (start-up after a crash)
 	FS          durable.FS // nil: the operating system's
 }
 

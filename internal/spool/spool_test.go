@@ -97,7 +97,7 @@ func pattern(n int) []byte {
 }
 
 func TestCommitTake(t *testing.T) {
-	s := testSpool(t, Options{Verify: true})
+	s := testSpool(t, Options{})
 	q := testQueue(t, s)
 	sizes := []int{0, 1, 100, firstRead, bufferSize - 300, bufferSize, bufferSize + 1, 200_000, 1 << 20}
 	for _, n := range sizes {

@@ -356,3 +356,25 @@ func TestOrphanedLog(t *testing.T) {
 		t.Errorf("logs: %s, want %s", got, id)
 	}
 }
+
+// A large message whose tail did not reach the disk has a good first line and the right
+// length; only its checksum tells.
+func TestTakeTornLarge(t *testing.T) {
+	s := testSpool(t, Options{})
+	q := testQueue(t, s)
+	id := put(t, s, testEnvelope(), pattern(500_000))
+	path := s.path(dirIncoming, id)
+	f, err := os.OpenFile(path, os.O_WRONLY, 0)
+	if err == nil {
+		_, err = f.WriteAt(make([]byte, 4096), 300_000)
+	}
+	if err == nil {
+		err = f.Close()
+	}
+	if err != nil {
+		t.Fatal(err)
+	}
+	if _, err := q.Take(id); !errors.Is(err, ErrCorrupt) {
+		t.Errorf("Take: %v", err)
+	}
+}

@@ -115,7 +115,7 @@ func (o *outcome) compare(whole map[string]bool, acks []ack, n int) {
 
 // scanSpool finds the whole messages of a spool, read by the spool's own reader.
 func scanSpool(dir string, o *outcome) (map[string]bool, error) {
-	s, err := spool.Open(dir, spool.Options{Verify: true})
+	s, err := spool.Open(dir, spool.Options{})
 	if err != nil {
 		return nil, nil // not even the spool survived: everything is lost
 	}
