@@ -2,7 +2,6 @@ package sched
 
 import (
 	"container/heap"
-	"errors"
 	"slices"
 	"strconv"
 	"time"
@@ -401,12 +400,12 @@ func (s *Scheduler) overdue(r ref, e *entry, now int64) {
 func (s *Scheduler) notice(r ref, was uint8) {
 	s.mu.Lock()
 	e := *s.entries.at(r)
-	var behind *hop
-	if was == waiting && e.hop != 0 {
-		behind = s.hops[e.hop]
+	why := envelope.Defer("4.4.7", "no attempt was made yet")
+	if h := s.hops[e.hop]; was == waiting && h.fails > 0 {
+		why = h.last
 	}
 	s.mu.Unlock()
-	err := s.delayReport(&e, behind)
+	err := s.delayReport(&e, why)
 	if err != nil {
 		s.o.Log.Error("delay report cannot be queued", "id", string(e.id[:]), "err", err)
 	}
@@ -435,7 +434,8 @@ func (s *Scheduler) notice(r ref, was uint8) {
 }
 
 // delayReport queues the delay report of a message, if one is wanted and not sent yet.
-func (s *Scheduler) delayReport(e *entry, behind *hop) error {
+// why stands for recipients without an attempt of their own.
+func (s *Scheduler) delayReport(e *entry, why envelope.Status) error {
 	id := string(e.id[:])
 	m, st, _, err := s.openMessage(id)
 	if err != nil {
@@ -456,10 +456,7 @@ func (s *Scheduler) delayReport(e *entry, behind *hop) error {
 	}
 	rs := make([]dsn.Recipient, 0, len(st.Left))
 	for _, to := range st.Left {
-		status := envelope.Defer("4.4.7", "no attempt was made yet")
-		if behind != nil && behind.fails > 0 {
-			status = behind.last
-		}
+		status := why
 		if r, ok := last[to.Addr]; ok {
 			status = r.Status
 		}
@@ -473,5 +470,5 @@ func (s *Scheduler) delayReport(e *entry, behind *hop) error {
 	if child != "" {
 		rec.Children = []string{child}
 	}
-	return errors.Join(s.appendLog(id, rec))
+	return s.appendLog(id, rec)
 }

@@ -4,6 +4,7 @@ import (
 	"errors"
 	"fmt"
 	"strings"
+	"sync/atomic"
 	"testing"
 	"testing/synctest"
 	"time"
@@ -44,22 +45,22 @@ func TestDelivered(t *testing.T) {
 func TestNoLogOnTheFastPath(t *testing.T) {
 	synctest.Test(t, func(t *testing.T) {
 		b := newBed(t, nil, nil)
-		b.run()
-		logs := 0
+		var logs atomic.Int32
 		b.crash().Fault = func(op, name string) error {
 			if op == "create" && strings.HasPrefix(name, "/spool/log/") {
-				logs++
+				logs.Add(1)
 			}
 			return nil
 		}
+		b.run()
 		for range 20 {
 			if err := b.s.intake(b.send(mail("a@x.test", "bob@example.test")), false); err != nil {
 				t.Fatal(err)
 			}
 		}
 		synctest.Wait()
-		if logs != 0 || b.s.journal.Len() != 0 {
-			t.Errorf("%d attempt logs made, %d journal entries", logs, b.s.journal.Len())
+		if logs.Load() != 0 || b.s.journal.Len() != 0 {
+			t.Errorf("%d attempt logs made, %d journal entries", logs.Load(), b.s.journal.Len())
 		}
 		b.stop()
 	})
@@ -434,14 +435,14 @@ func TestStoredTimes(t *testing.T) {
 // TestClockJump: a wall clock that leaps neither starts nor expires anything.
 func TestClockJump(t *testing.T) {
 	synctest.Test(t, func(t *testing.T) {
-		var jump time.Duration
-		b := newBed(t, nil, func(o *Options) { o.Now = func() time.Time { return time.Now().Add(jump) } })
+		var jump atomic.Int64
+		b := newBed(t, nil, func(o *Options) { o.Now = func() time.Time { return time.Now().Add(time.Duration(jump.Load())) } })
 		b.relay.answer = defers("4.2.2", "452 mailbox full", true)
 		b.run()
 		b.check(b.s.intake(b.send(mail("ann@example.test", "bob@y.test")), false))
 		time.Sleep(time.Minute)
 		synctest.Wait()
-		jump = 40 * 24 * time.Hour
+		jump.Store(int64(40 * 24 * time.Hour))
 		time.Sleep(2 * time.Minute)
 		synctest.Wait()
 		if n := b.relay.attempts("bob@y.test"); n != 1 {
@@ -489,22 +490,23 @@ func TestReportCannotBeQueued(t *testing.T) {
 	synctest.Test(t, func(t *testing.T) {
 		b := newBed(t, nil, nil)
 		b.relay.answer = refuse
-		b.run()
-		id := b.send(mail("ann@example.test", "bob@y.test"))
-		full := true
+		var full atomic.Bool
 		b.crash().Fault = func(op, name string) error {
-			if full && op == "create" && strings.HasPrefix(name, "/spool/incoming/") {
+			if full.Load() && op == "create" && strings.HasPrefix(name, "/spool/incoming/") {
 				return errors.New("no space left on device")
 			}
 			return nil
 		}
+		b.run()
+		id := b.send(mail("ann@example.test", "bob@y.test"))
+		full.Store(true)
 		b.check(b.s.intake(id, false))
 		time.Sleep(time.Minute)
 		synctest.Wait()
 		if q := b.queued(); len(q) != 1 || q[0] != id {
 			t.Fatalf("queue: %v\n%s", q, b.log)
 		}
-		full = false
+		full.Store(false)
 		time.Sleep(20 * time.Minute)
 		synctest.Wait()
 		if n := b.local.attempts("ann@example.test"); n != 1 || len(b.queued()) != 0 {
