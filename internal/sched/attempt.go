@@ -82,7 +82,14 @@ func (s *Scheduler) putBack(j *job, down *worker.DownError) {
 		s.after(pause, 0)
 	}
 	a.until = max(a.until, now+pause)
-	j.hop.queue.pushFront(item{j.round.ref, j})
+	i := item{j.round.ref, j}
+	if j.round.open == 1 && len(j.round.results) == 0 {
+		i = s.keepWarm(j)
+		e := s.entries.at(i.ref)
+		e.state, e.hop = waiting, j.hop.index
+		s.busy--
+	}
+	j.hop.queue.pushFront(i)
 	s.freeSlot(j.hop)
 	s.dispatch()
 }

@@ -44,6 +44,7 @@ type entry struct {
 	flags   uint8
 	trouble uint8 // rounds that a dying worker ended, since the last proper one
 	tries   uint16
+	gen     uint16 // raised by verbs: a round opened before does not know what they changed
 	left    uint32 // recipients left
 	uid     int32  // who handed it in; -1 unknown
 	hop     uint32 // index of the next hop all recipients left share; 0: several, or not known yet

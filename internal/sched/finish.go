@@ -287,6 +287,7 @@ func (s *Scheduler) nextDue(rd *round, left []envelope.Recipient, pending error)
 // settle lets a message wait after a round. s.mu is held.
 func (s *Scheduler) settle(rd *round, left []envelope.Recipient, n next) {
 	e := s.entries.at(rd.ref)
+	e.gen++
 	s.busy--
 	attempted := len(rd.results) > 0
 	if attempted {

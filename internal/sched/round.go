@@ -43,7 +43,8 @@ type job struct {
 	round *round
 	hop   *hop
 	to    []envelope.Recipient
-	warm  bool // counted in Scheduler.warm
+	warm  bool   // the only one of its round, waiting with its file open; counted in Scheduler.warm
+	gen   uint16 // of the entry when it began to wait
 }
 
 // maxHold bounds a hold-until time that is believed; see stored.
@@ -111,12 +112,36 @@ func (s *Scheduler) single(rd *round, j *job, slot *hop, now int64) bool {
 		s.wait(h, item{ref: rd.ref})
 		s.note(rd.ref)
 	default:
-		j.warm = true
-		s.warm++
-		s.wait(h, item{rd.ref, j})
+		s.busy--
+		s.wait(h, s.keepWarm(j))
 	}
 	s.freeSlot(slot)
 	return true
+}
+
+// keepWarm makes the only job of a round one that waits with its file open.
+func (s *Scheduler) keepWarm(j *job) item {
+	j.warm, j.gen = true, s.entries.at(j.round.ref).gen
+	s.warm++
+	return item{j.round.ref, j}
+}
+
+// chill closes a warm job that is not to start: its message waits cold, or went another way.
+func (s *Scheduler) chill(j *job) {
+	j.warm = false
+	s.warm--
+	s.rounds--
+	s.shut(j.round.msg)
+}
+
+// skip leaves the recipients of a job alone in this round.
+func (s *Scheduler) skip(j *job) {
+	rd := j.round
+	rd.hops = append(rd.hops, j.hop)
+	rd.open--
+	if rd.open == 0 {
+		s.wg.Go(func() { s.finish(rd) })
+	}
 }
 
 // know takes over what the open file says.
@@ -266,19 +291,30 @@ func (s *Scheduler) startNext(h *hop) bool {
 			q = &h.queue
 		}
 		i := q.pop()
-		if i.job != nil {
+		e := s.entries.at(i.ref)
+		if i.job != nil && !i.job.warm {
+			if e.flags&(held|removed) != 0 {
+				s.skip(i.job)
+				continue
+			}
 			s.reserve(h)
 			s.launch(i.job)
 			return true
 		}
-		e := s.entries.at(i.ref)
-		if e.state != waiting || e.hop != h.index {
-			continue // an admin took it out, or it moved on
+		if e.state != waiting || e.hop != h.index || i.job != nil && i.job.gen != e.gen {
+			if i.job != nil { // an admin changed something, or it moved on
+				s.chill(i.job)
+			}
+			continue
 		}
 		e.state = working
 		s.busy++
 		s.reserve(h)
-		s.wg.Go(func() { s.reopen(i.ref, h) })
+		if i.job != nil {
+			s.launch(i.job)
+		} else {
+			s.wg.Go(func() { s.reopen(i.ref, h) })
+		}
 		return true
 	}
 	return false
@@ -371,7 +407,7 @@ func (s *Scheduler) note(r ref) {
 // wait puts an item into a hop's queue. s.mu is held.
 func (s *Scheduler) wait(h *hop, i item) {
 	e := s.entries.at(i.ref)
-	if i.job == nil {
+	if i.job == nil || i.job.warm {
 		e.state, e.hop = waiting, h.index
 		s.news(h, e)
 		if e.probes == 0 {

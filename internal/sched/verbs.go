@@ -181,7 +181,9 @@ func (s *Scheduler) apply(c *Command, r ref, id string, who Who) error {
 func (s *Scheduler) dueNow(e *entry) {
 	e.due = s.now()
 	if e.state == waiting && e.hop != 0 {
-		s.wakeHop(s.hops[e.hop])
+		h := s.hops[e.hop]
+		h.queue.pushFront(item{ref: s.entries.find(string(e.id[:]))}) // what is left of it behind is stale
+		s.wakeHop(h)
 	}
 }
 
@@ -207,6 +209,7 @@ func (s *Scheduler) record(r ref, id string, rec spool.Record, fn func(*entry)) 
 		return nil // it was finished meanwhile
 	}
 	e := s.entries.at(r)
+	e.gen++
 	fn(e)
 	s.note(r)
 	switch {
@@ -230,6 +233,7 @@ func (s *Scheduler) finishByHand(c *Command, r ref, id, who string) error {
 		return errBusy
 	}
 	e.state = working
+	e.gen++
 	s.busy++
 	copied := *e
 	s.mu.Unlock()

@@ -153,6 +153,47 @@ func TestRemoveDuringAttempt(t *testing.T) {
 	})
 }
 
+// TestWaitingInLine: what an admin holds or removes while it waits for its turn is not tried.
+func TestWaitingInLine(t *testing.T) {
+	synctest.Test(t, func(t *testing.T) {
+		b := newBed(t, nil, nil)
+		gate := make(chan bool)
+		b.s.agents[Relay].do = gated{b.relay, gate}
+		b.run()
+		var ids []string
+		for i := range slowStart + 3 {
+			id := b.send(mail("ann@example.test", fmt.Sprintf("u%d@y.test", i)))
+			ids = append(ids, id)
+			b.check(b.s.intake(id, false))
+		}
+		synctest.Wait()
+		b.do(0, Command{Verb: "hold", IDs: ids[slowStart : slowStart+1]})
+		b.do(0, Command{Verb: "rm", IDs: ids[slowStart+1 : slowStart+2]})
+		if left := b.queued(); len(left) != slowStart+2 {
+			t.Errorf("%d left after rm", len(left))
+		}
+		close(gate)
+		time.Sleep(time.Hour)
+		synctest.Wait()
+		for i := range slowStart + 3 {
+			want := 1
+			if i == slowStart || i == slowStart+1 {
+				want = 0
+			}
+			if n := b.relay.attempts(fmt.Sprintf("u%d@y.test", i)); n != want {
+				t.Errorf("u%d: %d attempts", i, n)
+			}
+		}
+		b.do(0, Command{Verb: "release", IDs: ids[slowStart : slowStart+1]})
+		time.Sleep(time.Minute)
+		synctest.Wait()
+		if left := b.queued(); len(left) != 0 || b.s.rounds != 0 || b.s.warm != 0 || b.s.busy != 0 || b.s.running != 0 {
+			t.Errorf("left %v, %d rounds, %d warm, %d busy, %d running", left, b.s.rounds, b.s.warm, b.s.busy, b.s.running)
+		}
+		b.stop()
+	})
+}
+
 // TestReplyStream: what a verb answers arrives whole at the other end of the control socket.
 func TestReplyStream(t *testing.T) {
 	var wire bytes.Buffer
