@@ -5,8 +5,9 @@ import (
 	"net"
 )
 
-// CheckPeer returns nil when the other end of c runs as uid. A negative uid expects nobody in
-// particular: the rights of the socket file decide.
+// CheckPeer returns nil when the other end of c runs as uid, or when root made the socket: under
+// a service manager the kernel names who called listen(2), whatever user then serves there. A
+// negative uid expects nobody in particular: the rights of the socket file decide.
 func CheckPeer(c *net.UnixConn, uid int) error {
 	if uid < 0 {
 		return nil
@@ -15,7 +16,7 @@ func CheckPeer(c *net.UnixConn, uid int) error {
 	if err != nil {
 		return err
 	}
-	if got != uid {
+	if got != uid && got != 0 {
 		return fmt.Errorf("other end of the worker socket runs as uid %d, expected %d", got, uid)
 	}
 	return nil
