@@ -8,8 +8,8 @@ import (
 	"log/slog"
 	"net/netip"
 	"os"
+	"os/exec"
 	"os/user"
-	"path/filepath"
 	"strconv"
 	"sync"
 	"syscall"
@@ -95,12 +95,15 @@ func (s *servers) role(role string) (*smtp.Server, error) {
 func (s *servers) tls(role string) *tls.Config { return s.cert.Config(role != smtpd.MX) }
 
 func openAccounts(cfg *config.Config) (*accounts.Accounts, error) {
-	def := config.Default(cfg.Mode, filepath.Dir(cfg.Path))
+	getent, err := exec.LookPath("getent")
+	if err != nil {
+		getent = "" // this system has none: /etc/passwd is all there is
+	}
 	return accounts.Open(accounts.Options{
 		Domains: cfg.Domains, Postmaster: cfg.Postmaster, Maildirs: cfg.Maildirs,
-		Users: cfg.Accounts.Users, UsersMay: cfg.Accounts.Users == def.Accounts.Users,
+		Users: cfg.Accounts.Users, UsersMay: cfg.Accounts.UsersMay,
 		Secrets: cfg.Accounts.Secrets, Aliases: cfg.Accounts.Aliases,
-		System: cfg.Accounts.System, Passwd: "/etc/passwd", Getent: "getent",
+		System: cfg.Accounts.System, Passwd: "/etc/passwd", Getent: getent,
 		Subaddress: cfg.Accounts.SubaddressSep, CatchAll: cfg.Accounts.CatchAll,
 		Verify: password.Verify,
 	})
