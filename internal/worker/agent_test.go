@@ -94,6 +94,9 @@ func TestSocketWorker(t *testing.T) {
 		t.Fatal(err)
 	}
 	a.Close()
+	if os.Getuid() == 0 {
+		return // a socket of root's may be served by anybody it chooses, TestMayServe
+	}
 	stranger := NewAgent(Spec{Name: "s", Socket: name, UID: os.Getuid() + 1, Timeout: time.Minute})
 	defer stranger.Close()
 	var down *DownError

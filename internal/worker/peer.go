@@ -16,8 +16,11 @@ func CheckPeer(c *net.UnixConn, uid int) error {
 	if err != nil {
 		return err
 	}
-	if got != uid && got != 0 {
+	if !mayServe(got, uid) {
 		return fmt.Errorf("other end of the worker socket runs as uid %d, expected %d", got, uid)
 	}
 	return nil
 }
+
+// mayServe tells whether the holder of a socket, as the kernel names it, may stand for uid.
+func mayServe(holder, uid int) bool { return holder == uid || holder == 0 }

@@ -292,6 +292,17 @@ func TestCheckPeer(t *testing.T) {
 	}
 }
 
+func TestMayServe(t *testing.T) {
+	for _, c := range []struct {
+		holder, uid int
+		ok          bool
+	}{{7, 7, true}, {0, 7, true}, {0, 0, true}, {8, 7, false}, {7, 0, false}} {
+		if mayServe(c.holder, c.uid) != c.ok {
+			t.Errorf("holder %d for uid %d: %v", c.holder, c.uid, !c.ok)
+		}
+	}
+}
+
 func TestLongLine(t *testing.T) {
 	l := newLineReader(plainSource{io.LimitReader(zeros{}, MaxLine+10*readBuffer)})
 	if _, err := l.line(); !errors.Is(err, ErrProtocol) {
