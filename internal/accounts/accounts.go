@@ -402,34 +402,28 @@ func (a *Accounts) postmaster(ctx context.Context, r *Result, fresh bool) error 
 // of the first domain, and returns the account's address. An unknown login costs the same time
 // as a wrong password. An error means that the answer is not known; it wraps *Error.
 func (a *Accounts) CheckPassword(ctx context.Context, login, password string) (address string, ok bool, err error) {
-	addr, err := envelope.ParseLocal(login, a.first())
+	s, known, err := a.Secret(login)
 	if err != nil {
-		return "", false, nil //nolint:nilerr // a login that is no address is nobody's
+		return "", false, err
 	}
-	key := a.fold(addr).String()
-	t, err := a.secrets.get(true)
-	if err != nil {
-		return "", false, fmt.Errorf("check a password: %w", tempError("4.3.0", err))
-	}
-	s, known := t.find(key)
 	select {
 	case a.hashes <- struct{}{}:
 		defer func() { <-a.hashes }()
 	case <-ctx.Done():
 		return "", false, tempError("4.3.0", ctx.Err())
 	}
-	right, err := a.o.Verify(s.stored, password)
+	right, err := a.o.Verify(s.Hash, password)
 	if !known {
 		return "", false, nil
 	}
 	if err == nil {
-		err = s.refused
+		err = s.Refused
 	}
 	if err != nil {
-		return "", false, tempError("4.3.5", fmt.Errorf("check the password of %s: %w", key, err))
+		return "", false, tempError("4.3.5", fmt.Errorf("check the password of %s: %w", s.Address, err))
 	}
 	if !right {
 		return "", false, nil
 	}
-	return key, true, nil
+	return s.Address, true, nil
 }

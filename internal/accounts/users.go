@@ -3,6 +3,8 @@ package accounts
 import (
 	"errors"
 	"fmt"
+	"maps"
+	"slices"
 	"strconv"
 	"strings"
 
@@ -224,63 +226,145 @@ func expandMaildir(template string, addr envelope.Address, home string) (string,
 	return b.String(), nil
 }
 
-// secret is one line of a secrets file.
-type secret struct {
-	stored  string
-	refused error // set when the line asks for something we cannot do
+// Secret is what is stored to check one account's password by.
+type Secret struct {
+	Address string            // the account
+	Hash    string            // {SCHEME}hash, or without {SCHEME} a crypt(3) hash; "" when there are SCRAM records only
+	SCRAM   map[string]string // mechanism (SCRAM-SHA-256) → what stands after its {SCHEME}
+	Refused error             // set when the line asks for something we cannot do
 }
 
 // secretTable is a parsed secrets file.
 type secretTable struct {
-	byKey map[string]secret
+	byKey map[string]*Secret
 	order []string
-	dummy string
+	dummy *Secret
+	scram map[string]bool // mechanisms that some account has a record of
+	plain bool            // some account's password is stored as it is: every mechanism can use it
 }
 
 // dummySecret costs what a new password costs and matches none (its key is random).
 const dummySecret = "{ARGON2ID}$argon2id$v=19$m=19456,t=2,p=1$cGVubnlwb3N0ZHVtbXk$7fBz0vG8Rr3yYmUuX0m2d5nqkP1hYl0mJwT4cQe9ZgA"
 
-// parseSecrets reads address:{SCHEME}hash, and the passwd-file of Dovecot with its further fields.
+// scramOf takes the mechanism off a SCRAM record: "{SCRAM-SHA-256}4096,salt,key,key".
+func scramOf(stored string) (mechanism, record string, ok bool) {
+	if len(stored) < 7 || !strings.EqualFold(stored[:7], "{SCRAM-") {
+		return "", "", false
+	}
+	mechanism, record, ok = strings.Cut(stored[1:], "}")
+	return strings.ToUpper(mechanism), record, ok
+}
+
+// parseSecrets reads address:{SCHEME}hash, and the passwd-file of Dovecot with its further
+// fields. An address may have a line for its hash and one for each SCRAM mechanism; of several
+// of one kind the first counts, so that a forgotten line below lets nobody in.
 func (a *Accounts) parseSecrets(_, data string, _ uint32) (*secretTable, error) {
-	t := &secretTable{byKey: make(map[string]secret, strings.Count(data, "\n")+1), dummy: dummySecret}
-	first := true
+	n := strings.Count(data, "\n") + 1
+	t := &secretTable{byKey: make(map[string]*Secret, n), scram: map[string]bool{}}
+	locked := map[string]bool{}
 	eachLine(data, func(_ int, line string) {
 		f := strings.SplitN(line, ":", 8)
 		addr, err := a.parseKey(f[0])
-		if err != nil || len(f) < 2 || f[1] == "" {
+		if err != nil || len(f) < 2 || trim(f[1]) == "" {
 			return // nobody, or a user without a password: cannot log in
 		}
 		key := addr.String()
-		if _, ok := t.byKey[key]; ok {
+		if locked[key] {
 			return
 		}
-		s := secret{stored: trim(f[1])}
-		if len(f) == 8 {
-			for kv := range strings.FieldsSeq(f[7]) {
-				switch k, _, _ := strings.Cut(kv, "="); k {
-				case "nologin":
-					return
-				case "nopassword", "allow_nets":
-					s.refused = fmt.Errorf("the extra field %s is not supported", k)
-				}
+		s := t.byKey[key]
+		if s == nil {
+			s = &Secret{Address: key}
+		}
+		if len(f) == 8 && t.extra(s, f[7]) {
+			locked[key] = true
+			if t.byKey[key] != nil {
+				delete(t.byKey, key)
+				t.order = slices.DeleteFunc(t.order, func(k string) bool { return k == key })
 			}
+			return
 		}
-		t.byKey[key] = s
-		t.order = append(t.order, key)
-		if first { // an unknown login costs what most known ones cost
-			t.dummy, first = s.stored, false
-		}
+		t.add(s, trim(f[1]))
 	})
+	if len(t.order) > 0 { // an unknown login costs what most known ones cost
+		t.dummy = t.byKey[t.order[0]]
+	}
 	return t, nil
 }
 
+// extra reads the eighth field of a line; locked means that nobody may log in.
+func (t *secretTable) extra(s *Secret, field string) (locked bool) {
+	for kv := range strings.FieldsSeq(field) {
+		switch k, _, _ := strings.Cut(kv, "="); k {
+		case "nologin":
+			return true
+		case "nopassword", "allow_nets":
+			s.Refused = fmt.Errorf("the extra field %s is not supported", k)
+		}
+	}
+	return false
+}
+
+func (t *secretTable) add(s *Secret, stored string) {
+	if t.byKey[s.Address] == nil {
+		t.byKey[s.Address] = s
+		t.order = append(t.order, s.Address)
+	}
+	if mech, record, ok := scramOf(stored); ok {
+		if s.SCRAM == nil {
+			s.SCRAM = map[string]string{}
+		}
+		if _, ok := s.SCRAM[mech]; !ok {
+			s.SCRAM[mech] = record
+			t.scram[mech] = true
+		}
+		return
+	}
+	if s.Hash == "" {
+		s.Hash = stored
+		scheme, _, _ := strings.Cut(strings.ToUpper(stored), "}")
+		t.plain = t.plain || scheme == "{PLAIN" || scheme == "{CLEARTEXT"
+	}
+}
+
 // find returns the secret of key, or one of the same cost and false.
-func (t *secretTable) find(key string) (secret, bool) {
-	if t == nil {
-		return secret{stored: dummySecret}, false
+func (t *secretTable) find(key string) (Secret, bool) {
+	if t != nil {
+		if s := t.byKey[key]; s != nil {
+			return *s, true
+		}
+		if t.dummy != nil {
+			d := *t.dummy
+			d.Address, d.Refused = key, nil
+			return d, false
+		}
 	}
-	if s, ok := t.byKey[key]; ok {
-		return s, true
+	return Secret{Address: key, Hash: dummySecret}, false
+}
+
+// Secret returns what is stored for login, a full address or a bare local-part of the first
+// domain. For a login nobody has, it returns an account's secret that costs as much to check,
+// and false. An error means that the answer is not known; it wraps *Error.
+func (a *Accounts) Secret(login string) (s Secret, known bool, err error) {
+	addr, perr := envelope.ParseLocal(login, a.first())
+	t, err := a.secrets.get(true)
+	if err != nil {
+		return Secret{}, false, fmt.Errorf("check a password: %w", tempError("4.3.0", err))
 	}
-	return secret{stored: t.dummy}, false
+	if perr != nil { // a login that is no address is nobody's
+		s, _ = t.find("")
+		return s, false, nil
+	}
+	s, known = t.find(a.fold(addr).String())
+	return s, known, nil
+}
+
+// SCRAM tells for which SCRAM mechanisms some account has a record, and whether some account
+// has a password that is stored as it is.
+func (a *Accounts) SCRAM() (mechanisms []string, plain bool, err error) {
+	t, err := a.secrets.get(false)
+	if err != nil || t == nil {
+		return nil, false, tempOrNil(err)
+	}
+	return slices.Sorted(maps.Keys(t.scram)), t.plain, nil
 }
