@@ -70,6 +70,7 @@ func (c *Config) check() []fault {
 	}
 	c.checkRelay(k)
 	c.checkSMTPD(k)
+	c.Policy.check(k)
 	c.checkWorkers(k)
 	return k.faults
 }

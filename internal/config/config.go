@@ -30,6 +30,7 @@ type Config struct {
 	Accounts Accounts `toml:"accounts"`
 	Deliver  Deliver  `toml:"deliver"`
 	SMTPD    SMTPD    `toml:"smtpd"`
+	Policy   Policy   `toml:"policy"`
 	Submit   Submit   `toml:"submit"`
 	Workers  []Worker `toml:"worker"`
 }
@@ -130,6 +131,40 @@ type SMTPD struct {
 type Listener struct {
 	Addr string `toml:"addr"` // "127.0.0.1:25", "/run/pennypost/submit"
 	Role string `toml:"role"` // mx | submission | submissions | local
+}
+
+// Policy is what msmtpd asks of strangers, mpolicy(5). Numbers that are 0 ask nothing.
+type Policy struct {
+	State           string   `toml:"state"`            // directory of what is remembered between connections
+	Trusted         []string `toml:"trusted"`          // networks that are asked nothing, besides smtpd.relay_from
+	Helo            []string `toml:"helo"`             // names refused in HELO: own, address, unqualified
+	ReverseDNS      string   `toml:"reverse_dns"`      // off (default) | exists | confirmed
+	GreetDelay      Duration `toml:"greet_delay"`      // before the greeting, to see who cannot wait
+	EarlyTalker     string   `toml:"early_talker"`     // reject (default) | log
+	ClientRate      int      `toml:"client_rate"`      // connections a minute from one address
+	NetworkRate     int      `toml:"network_rate"`     // the same from one network, /24 or /64
+	ClientSessions  int      `toml:"client_sessions"`  // sessions at once from one address
+	NetworkSessions int      `toml:"network_sessions"` // the same from one network
+	UserRecipients  int      `toml:"user_recipients"`  // recipients an hour of one authenticated user
+	Greylist        string   `toml:"greylist"`         // off (default) | domain | full
+	GreylistDelay   Duration `toml:"greylist_delay"`   // default 1m
+	GreylistWindow  Duration `toml:"greylist_window"`  // default 1d
+	GreylistExpiry  Duration `toml:"greylist_expiry"`  // default 5w
+	GreylistKnown   int      `toml:"greylist_known"`   // successful retries that make a client known; default 1
+	DNSBL           []DNSBL  `toml:"dnsbl"`
+	DNSBLScore      int      `toml:"dnsbl_score"`      // sum of weights that refuses; default 1
+	DNSBLTimeout    Duration `toml:"dnsbl_timeout"`    // default 5s
+	Tarpit          Duration `toml:"tarpit"`           // before an unknown recipient is answered
+	UnknownLimit    int      `toml:"unknown_limit"`    // unknown recipients that end a session
+	Quota           bool     `toml:"quota"`            // full mailboxes refuse at RCPT; default true
+	RelayRecipients string   `toml:"relay_recipients"` // file with the addresses of smtpd.relay_domains
+}
+
+// DNSBL is one zone of a list of addresses in DNS.
+type DNSBL struct {
+	Zone    string   `toml:"zone"`
+	Weight  int      `toml:"weight"`  // default 1; below 0 for lists of good addresses
+	Answers []string `toml:"answers"` // addresses or networks that count; default 127.0.0.0/8
 }
 
 // Submit is msend's.

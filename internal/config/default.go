@@ -40,12 +40,14 @@ func Default(mode, dir string) *Config {
 		},
 		Deliver: Deliver{Forward: true, PipeUser: "pp-pipe", PipeTimeout: Duration(5 * time.Minute), Create: true},
 		SMTPD:   SMTPD{MaxSessions: 10000, Idle: Duration(30 * time.Second), Timeout: Duration(5 * time.Minute), Errors: 10},
+		Policy:  defaultPolicy(),
 		Submit:  Submit{Socket: "/run/pennypost/submit"},
 	}
 	if mode == User {
 		state := xdg("XDG_STATE_HOME", ".local/state")
 		c.Spool = filepath.Join(state, "pennypost", "spool")
 		c.Maildirs = filepath.Join(state, "pennypost", "mail", "%d", "%u")
+		c.Policy.State = filepath.Join(state, "pennypost", "policy")
 		// Reports about the user's own mail come back to a name of /etc/passwd.
 		c.Accounts.System = true
 	}

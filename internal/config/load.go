@@ -153,6 +153,11 @@ func (c *Config) complete(dir string) error {
 	if c.Accounts.Aliases == nil {
 		c.defaultAliases(dir)
 	}
+	for i := range c.Policy.DNSBL {
+		if d := &c.Policy.DNSBL[i]; d.Weight == 0 {
+			d.Weight = 1
+		}
+	}
 	for i := range c.Workers {
 		w := &c.Workers[i]
 		if w.Max == 0 {
@@ -189,7 +194,7 @@ func (c *Config) absolute(dir string) {
 	}
 	for _, p := range []*string{
 		&c.Spool, &c.Maildirs, &c.Relay.Auth, &c.DNS.Hosts, &c.TLS.Cert, &c.TLS.Key, &c.TLS.CA,
-		&c.Accounts.Users, &c.Accounts.Secrets, &c.Submit.Socket,
+		&c.Accounts.Users, &c.Accounts.Secrets, &c.Submit.Socket, &c.Policy.State, &c.Policy.RelayRecipients,
 	} {
 		abs(p)
 	}
