@@ -81,7 +81,7 @@ func (j *job) run(ctx context.Context) error {
 	defer door.Close()
 	o := submit.Options{
 		Store: door, Hostname: j.cfg.Hostname, MaxSize: j.cfg.Limits.MessageSize, MaxHops: j.cfg.Limits.Hops,
-		Now: j.cfg.Now(), Log: j.logger(),
+		MaxRcpts: j.cfg.Limits.Recipients, Now: j.cfg.Now(), Log: j.logger(),
 	}
 	if j.dryRun {
 		o.Store, o.Log = handoff.Plan{Show: j.show}, nil

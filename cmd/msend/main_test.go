@@ -4,6 +4,7 @@ import (
 	"bytes"
 	"encoding/json"
 	"errors"
+	"fmt"
 	"io"
 	"mime/quotedprintable"
 	"os"
@@ -164,6 +165,10 @@ func TestExitStatus(t *testing.T) {
 	}
 	defer dir.Close()
 	text := func() io.Reader { return strings.NewReader("Subject: x\n\nbody\n") }
+	var many strings.Builder
+	for i := range 101 {
+		fmt.Fprintf(&many, " u%d@x.test", i)
+	}
 	for _, c := range []struct {
 		name   string
 		args   string
@@ -181,6 +186,7 @@ func TestExitStatus(t *testing.T) {
 		{"no attachment", "msend -s x -a none bob@x.test", text(), "", 66, "msend: attachment: open none: no such file"},
 		{"attachment is a directory", "msend -s x -a . bob@x.test", text(), "", 66, "msend: attachment: .: is a directory"},
 		{"size limit", "msend bob@x.test", strings.NewReader(strings.Repeat("x\n", 200)), "[limits]\nmessage_size = 300\n", 69, "msend: message is over the size limit of 300 octets"},
+		{"recipients", "msend" + many.String(), text(), "[limits]\nrecipients = 100\n", 69, "msend: too many recipients for one message (101, 100 are allowed)"},
 		{"loop", "msend bob@x.test", strings.NewReader(strings.Repeat("Received: a\n", 51) + "\n"), "", 69, "msend: too many Received lines"},
 		{"read error", "msend bob@x.test", dir, "", 74, "msend: standard input: the message could not be read to its end"},
 		{"read error while composing", "msend -s x bob@x.test", dir, "", 74, "msend: standard input: read /dev/stdin: is a directory: nothing was queued"},

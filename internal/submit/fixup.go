@@ -59,6 +59,9 @@ func (m *Message) takeHeader(raw []byte) error {
 	if len(m.env.To) == 0 {
 		return fail("5.5.4", ErrNoRecipients)
 	}
+	if max := m.s.o.MaxRcpts; max > 0 && len(m.env.To) > max {
+		return fail("5.5.3", fmt.Errorf("%w (%d, %d are allowed)", ErrTooMany, len(m.env.To), max))
+	}
 	return nil
 }
 

@@ -46,6 +46,7 @@ type Options struct {
 	Hostname string           // in trace lines and Message-IDs
 	MaxSize  int64            // octets of a message as stored
 	MaxHops  int              // Received fields
+	MaxRcpts int              // recipients, those found in the header included
 	Now      func() time.Time // nil: time.Now; its location is that of the dates written
 	Log      *slog.Logger     // one line per accepted message; nil: none
 }
@@ -128,6 +129,8 @@ func (e *Error) ExitStatus() int {
 var (
 	// ErrNoRecipients says that neither the envelope nor the header names anybody.
 	ErrNoRecipients = errors.New("no recipients")
+	// ErrTooMany says that one message has more recipients than are taken.
+	ErrTooMany = errors.New("too many recipients for one message")
 	// ErrTooBig says that the message is over the size limit.
 	ErrTooBig = errors.New("message is over the size limit")
 	// ErrHeader says that the header is too long to be one.

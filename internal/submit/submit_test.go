@@ -288,6 +288,8 @@ func TestRefusals(t *testing.T) {
 		{"no recipients", "a\n", pipe, Options{}, nil, "5.5.4", ErrNoRecipients, 64},
 		{"no recipients in the header", "Subject: a\nTo: undisclosed-recipients:;\n\n", Fixup{Pipe: true, Extract: true}, Options{}, nil, "5.5.4", ErrNoRecipients, 64},
 		{"bad recipient", "To: a b c\n\n", Fixup{Pipe: true, Extract: true}, Options{}, nil, "5.1.3", envelope.ErrAddress, 65},
+		{"too many recipients", "a\n", pipe, Options{MaxRcpts: 2}, []string{"a@c.test", "b@c.test", "c@c.test"}, "5.5.3", ErrTooMany, 69},
+		{"too many recipients in the header", "To: b@c.test, a@c.test\n\n", Fixup{Pipe: true, Extract: true}, Options{MaxRcpts: 2}, []string{"x@c.test"}, "5.5.3", ErrTooMany, 69},
 		{"loop", hops, Fixup{}, Options{MaxHops: 50}, []string{"b@c.test"}, "5.4.6", ErrLoop, 69},
 		{"too big", strings.Repeat("x\n", 100), pipe, Options{MaxSize: 100}, []string{"b@c.test"}, "5.3.4", ErrTooBig, 69},
 		{"too big, late", strings.Repeat("x\n", 100000), pipe, Options{MaxSize: 100000}, []string{"b@c.test"}, "5.3.4", ErrTooBig, 69},
@@ -300,6 +302,9 @@ func TestRefusals(t *testing.T) {
 				t.Errorf("%s: %v %+v, want %s, exit %d", c.name, err, e, c.code, c.exit)
 			}
 		}
+	}
+	if _, err := take(t, "To: b@c.test, a@c.test\n\n", Fixup{Pipe: true, Extract: true}, Options{MaxRcpts: 2}, 10, "a@c.test"); err != nil {
+		t.Errorf("two recipients of two: %v", err)
 	}
 	if _, err := take(t, hops, Fixup{}, Options{MaxHops: 51}, 10, "b@c.test"); err != nil {
 		t.Errorf("51 hops of 51: %v", err)
