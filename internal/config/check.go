@@ -6,6 +6,7 @@ import (
 	"path/filepath"
 	"strconv"
 	"strings"
+	"time"
 
 	"pennypost/internal/envelope"
 )
@@ -195,14 +196,29 @@ func (c *Config) checkRelay(k *checker) {
 	}
 }
 
-func (c *Config) checkSMTPD(k *checker) {
-	for _, n := range c.SMTPD.RelayFrom {
+// maxHold is below what the scheduler takes for a clock set wrong.
+const maxHold = Duration(30 * 24 * time.Hour)
+
+func (c *checker) networks(key string, list []string) {
+	for _, n := range list {
 		if _, err := netip.ParsePrefix(n); err == nil {
 			continue
 		}
 		if _, err := netip.ParseAddr(n); err != nil {
-			k.bad("smtpd.relay_from", 0, "%q is no network: write 192.0.2.0/24 or 2001:db8::/32", n)
+			c.bad(key, 0, "%q is no network: write 192.0.2.0/24 or 2001:db8::/32", n)
 		}
+	}
+}
+
+func (c *Config) checkSMTPD(k *checker) {
+	k.networks("smtpd.relay_from", c.SMTPD.RelayFrom)
+	k.networks("smtpd.xclient_from", c.SMTPD.XClientFrom)
+	k.networks("smtpd.etrn_from", c.SMTPD.ETRNFrom)
+	if d := c.SMTPD.HoldMax; d < 0 || d > maxHold {
+		k.bad("smtpd.hold_max", 0, "at most 30d, or 0 not to offer it")
+	}
+	if d := c.SMTPD.DeliverBy; d < 0 || d > maxHold {
+		k.bad("smtpd.deliver_by", 0, "at most 30d, or 0 not to offer it")
 	}
 	for _, d := range c.SMTPD.RelayDomains {
 		k.domain("smtpd.relay_domains", 0, d)

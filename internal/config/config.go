@@ -124,6 +124,10 @@ type SMTPD struct {
 	Idle         Duration   `toml:"idle"`         // a socket-activated process ends after this without a client; default 30s
 	Timeout      Duration   `toml:"timeout"`      // a client's silence; default 5m (RFC 5321 §4.5.3.2.7)
 	Errors       int        `toml:"errors"`       // bad commands before 421; default 10
+	HoldMax      Duration   `toml:"hold_max"`     // FUTURERELEASE: how long users may have a message held; default 7d, 0 = not offered
+	DeliverBy    Duration   `toml:"deliver_by"`   // DELIVERBY: the shortest time that may be asked for; default 1m, 0 = not offered
+	XClientFrom  []string   `toml:"xclient_from"` // networks of proxies that may use XCLIENT; default none
+	ETRNFrom     []string   `toml:"etrn_from"`    // networks that may start a domain's queue by ETRN; default none
 	Listen       []Listener `toml:"listen"`       // used by plain "msmtpd --listen" without arguments
 }
 
