@@ -252,3 +252,12 @@ func lockOpen(f File, shared, try bool) error {
 	}
 	return lockFile(o.Fd(), shared, try)
 }
+
+// Unlock drops the lock of an open file before it is closed.
+func Unlock(f File) error {
+	o, ok := f.(interface{ Fd() uintptr })
+	if !ok {
+		return nil
+	}
+	return unlockFile(o.Fd())
+}

@@ -206,6 +206,25 @@ func TestTryLockShared(t *testing.T) {
 	}
 }
 
+func TestUnlock(t *testing.T) {
+	path := filepath.Join(t.TempDir(), "f")
+	open := func() *os.File {
+		f, err := os.OpenFile(path, os.O_RDWR|os.O_CREATE, 0o600)
+		if err != nil {
+			t.Fatal(err)
+		}
+		t.Cleanup(func() { _ = f.Close() })
+		return f
+	}
+	a, b := open(), open()
+	if err := errors.Join(durable.TryLock(a, false), durable.Unlock(a), durable.TryLock(b, false)); err != nil {
+		t.Error(err)
+	}
+	if err := durable.TryLock(a, false); !errors.Is(err, durable.ErrLocked) {
+		t.Errorf("locked again: %v", err)
+	}
+}
+
 func TestRenameNew(t *testing.T) {
 	dir := t.TempDir()
 	a, b := filepath.Join(dir, "a"), filepath.Join(dir, "b")

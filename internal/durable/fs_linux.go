@@ -113,3 +113,7 @@ func lockFile(fd uintptr, shared, try bool) error {
 		return err
 	}
 }
+
+func unlockFile(fd uintptr) error {
+	return unix.FcntlFlock(fd, unix.F_OFD_SETLK, &unix.Flock_t{Type: unix.F_UNLCK})
+}

@@ -33,3 +33,5 @@ func lockFile(fd uintptr, shared, try bool) error {
 		return err
 	}
 }
+
+func unlockFile(fd uintptr) error { return unix.Flock(int(fd), unix.LOCK_UN) }

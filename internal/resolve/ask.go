@@ -16,6 +16,7 @@ const (
 	typeA    = dns.TypeA
 	typeAAAA = dns.TypeAAAA
 	typeMX   = dns.TypeMX
+	typePTR  = dns.TypePTR
 )
 
 // question is a cache key; the name is in lower case without a trailing dot.
@@ -28,7 +29,8 @@ type question struct {
 type answer struct {
 	addrs   []netip.Addr
 	mx      []mxRecord
-	missing bool // NXDOMAIN
+	names   []string // of PTR records
+	missing bool     // NXDOMAIN
 	ad      bool
 	ttl     time.Duration
 }
@@ -143,7 +145,7 @@ func (r *Resolver) lookup(ctx context.Context, q question) (*answer, error) {
 		if err != nil {
 			return nil, err
 		}
-		if len(a.addrs) > 0 || len(a.mx) > 0 {
+		if len(a.addrs) > 0 || len(a.mx) > 0 || len(a.names) > 0 {
 			a.ttl = max(a.ttl, minTTL)
 			return a, nil
 		}
@@ -178,6 +180,10 @@ func (a *answer) collect(m *dns.Msg, name string, typ uint16) (string, error) {
 				if typ == typeMX {
 					a.mx = append(a.mx, mxRecord{lower(v.Mx), int(v.Preference)})
 				}
+			case *dns.PTR:
+				if typ == typePTR {
+					a.names = append(a.names, lower(v.Ptr))
+				}
 			case *dns.A:
 				if ip, ok := netip.AddrFromSlice(v.A); ok && typ == typeA {
 					a.addrs = append(a.addrs, ip.Unmap())
@@ -189,7 +195,7 @@ func (a *answer) collect(m *dns.Msg, name string, typ uint16) (string, error) {
 			}
 			a.ttl = min(a.ttl, time.Duration(h.Ttl)*time.Second)
 		}
-		if len(a.mx) > 0 || len(a.addrs) > 0 || alias == "" || alias == name {
+		if len(a.mx) > 0 || len(a.addrs) > 0 || len(a.names) > 0 || alias == "" || alias == name {
 			break
 		}
 		name = alias
