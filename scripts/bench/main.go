@@ -20,6 +20,7 @@
 package main
 
 import (
+	"errors"
 	"flag"
 	"fmt"
 	"os"
@@ -104,20 +105,22 @@ func run(args []string) error {
 		return err
 	}
 	defer b.stopPeers()
+	var failed []error
 	for _, r := range rows {
 		if f.NArg() > 0 && !slices.Contains(f.Args(), r.name) {
 			continue
 		}
 		fmt.Printf("== %s\n", r.name)
 		begin := time.Now()
-		if err := r.run(b); err != nil {
-			return fmt.Errorf("%s: %w", r.name, err)
+		if err := r.run(b); err != nil { // the other rows are worth having
+			failed = append(failed, fmt.Errorf("%s: %w", r.name, err))
+			fmt.Printf("FAILED %v\n", err)
 		}
 		b.out.flush()
 		fmt.Printf("   (%.0f s)\n", time.Since(begin).Seconds())
 	}
 	b.summary()
-	return nil
+	return errors.Join(failed...)
 }
 
 func tempBase(dir string) string {
