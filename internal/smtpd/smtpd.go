@@ -58,6 +58,7 @@ type Options struct {
 	Timeout       time.Duration
 	AuthDelay     time.Duration // before a wrong password is answered; default 1s, below 0 none
 	Log           *slog.Logger
+	Explain       Explain // nil: nobody wants to know
 }
 
 // New returns the server for one role.
@@ -99,6 +100,7 @@ func (b *backend) NewSession(ctx context.Context, st *smtp.State) (smtp.Session,
 		s.Refused("", "", a)
 		return nil, a
 	}
+	s.explainStart()
 	return s, nil
 }
 
@@ -123,6 +125,7 @@ func (s *session) Mail(ctx context.Context, from envelope.Address, o *smtp.MailO
 	case s.o.Role == Local:
 		err = s.localMay(ctx, from)
 	}
+	s.explainSender(from, err)
 	if err != nil {
 		return err
 	}
@@ -209,6 +212,7 @@ func (s *session) ownDomain(domain string) bool {
 // reaches tells whether addr is a mailbox that mine accepts, or an alias that names one.
 func (s *session) reaches(ctx context.Context, addr envelope.Address, mine func(*accounts.Mailbox) bool) (bool, error) {
 	r, err := s.o.Accounts.Lookup(ctx, addr)
+	s.explainLookup("mail", addr, r, err)
 	if err != nil {
 		return false, err
 	}
@@ -271,8 +275,10 @@ func (s *session) complete(to envelope.Address) (envelope.Address, bool) {
 
 func (s *session) localRcpt(ctx context.Context, to envelope.Address) error {
 	r, err := s.o.Accounts.Lookup(ctx, to)
+	s.explainLookup("rcpt", to, r, err)
 	switch {
 	case strings.EqualFold(to.Local, "postmaster"):
+		s.explain("rcpt", "postmaster is accepted whatever the look-up says")
 		return nil // RFC 5321 §4.5.1: accepted whatever else is wrong
 	case err != nil:
 		return s.lookupFailed(to, err)
@@ -296,13 +302,16 @@ func (s *session) lookupFailed(addr envelope.Address, err error) error {
 func (s *session) mayRelay(to envelope.Address) bool {
 	switch s.o.Role {
 	case Local:
+		s.explain("rcpt", "%s is not local: processes of this host may send anywhere", to.Domain)
 		return true
 	case Submission, Submissions:
+		s.explain("rcpt", "%s is not local: users may send anywhere", to.Domain)
 		return s.st.User != ""
 	}
 	peer := s.st.Peer.Addr.Addr()
 	for _, p := range s.o.RelayFrom {
 		if peer.IsValid() && p.Contains(peer) {
+			s.explain("rcpt", "%s is not local, but the client is in %s of smtpd.relay_from", to.Domain, p)
 			return true
 		}
 	}
@@ -310,9 +319,11 @@ func (s *session) mayRelay(to envelope.Address) bool {
 	for _, d := range s.o.RelayDomains {
 		d = strings.ToLower(d)
 		if d == domain || strings.HasPrefix(d, ".") && strings.HasSuffix(domain, d) {
+			s.explain("rcpt", "%s is not local, but matches %s of smtpd.relay_domains", to.Domain, d)
 			return true
 		}
 	}
+	s.explain("rcpt", "%s is not local, and neither smtpd.relay_from nor smtpd.relay_domains lets it pass", to.Domain)
 	return false
 }
 
