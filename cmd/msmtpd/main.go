@@ -64,6 +64,9 @@ func run(c *urfave.Context) error {
 	if c.IsSet("idle") {
 		o.Idle = c.Duration("idle")
 	}
+	if o.ProxyFrom, err = prefixes(cfg.SMTPD.ProxyFrom); err != nil {
+		return cli.Exit(envelope.ExConfig, err)
+	}
 	servers, err := newServers(cfg, log)
 	if err != nil {
 		return err

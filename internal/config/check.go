@@ -214,6 +214,7 @@ func (c *Config) checkSMTPD(k *checker) {
 	k.networks("smtpd.relay_from", c.SMTPD.RelayFrom)
 	k.networks("smtpd.xclient_from", c.SMTPD.XClientFrom)
 	k.networks("smtpd.etrn_from", c.SMTPD.ETRNFrom)
+	k.networks("smtpd.proxy_from", c.SMTPD.ProxyFrom)
 	if d := c.SMTPD.HoldMax; d < 0 || d > maxHold {
 		k.bad("smtpd.hold_max", 0, "at most 30d, or 0 not to offer it")
 	}

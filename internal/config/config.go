@@ -128,6 +128,7 @@ type SMTPD struct {
 	DeliverBy    Duration   `toml:"deliver_by"`   // DELIVERBY: the shortest time that may be asked for; default 1m, 0 = not offered
 	XClientFrom  []string   `toml:"xclient_from"` // networks of proxies that may use XCLIENT; default none
 	ETRNFrom     []string   `toml:"etrn_from"`    // networks that may start a domain's queue by ETRN; default none
+	ProxyFrom    []string   `toml:"proxy_from"`   // networks of proxies that send the PROXY protocol; default none
 	Listen       []Listener `toml:"listen"`       // used by plain "msmtpd --listen" without arguments
 }
 

@@ -86,11 +86,13 @@ type Options struct {
 	// Idle ends a process that was started for a listening socket (systemd Accept=no, inetd
 	// wait) when it has had no connection for so long; 0 is never. Own listeners never idle out.
 	Idle        time.Duration
-	MaxSessions int           // 0 is no limit
-	Busy        string        // sent to a client over the limit, before its connection is closed
-	NotifyFd    int           // a newline is written to it when ready; below 1: none
-	Grace       time.Duration // how long sessions may take to end after ctx; default 20s
-	Log         *slog.Logger
+	MaxSessions int    // 0 is no limit
+	Busy        string // sent to a client over the limit, before its connection is closed
+	// ProxyFrom are the networks of proxies that tell by the PROXY protocol whom they connect.
+	ProxyFrom []netip.Prefix
+	NotifyFd  int           // a newline is written to it when ready; below 1: none
+	Grace     time.Duration // how long sessions may take to end after ctx; default 20s
+	Log       *slog.Logger
 }
 
 // Run serves until ctx ends, the idle time passes, or the only connection is done.
@@ -328,7 +330,9 @@ func (r *runner) start(ctx context.Context, c net.Conn, role string) {
 	go func() {
 		defer r.end(c)
 		prepare(c)
-		r.h(ctx, c, peerOf(c), role)
+		if peer, ok := r.introduced(c, peerOf(c), role); ok {
+			r.h(ctx, c, peer, role)
+		}
 	}()
 }
 
@@ -393,7 +397,10 @@ func (r *runner) one(ctx context.Context, f *os.File, name string) error {
 	if !peer.Addr.IsValid() && !peer.Unix {
 		peer.Addr = peerFromEnv()
 	}
-	return r.single(ctx, c, peer, role)
+	if peer, ok := r.introduced(c, peer, role); ok {
+		return r.single(ctx, c, peer, role)
+	}
+	return nil
 }
 
 func (r *runner) stdio(ctx context.Context) error {
