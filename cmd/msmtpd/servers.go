@@ -50,14 +50,8 @@ func newServers(cfg *config.Config, log *slog.Logger) (*servers, error) {
 	if err != nil {
 		return nil, cli.Exit(envelope.ExConfig, err)
 	}
-	if cfg.TLS.Cert != "" {
-		key := cfg.TLS.Key
-		if key == "" {
-			key = cfg.TLS.Cert // one file may hold both
-		}
-		if s.cert, err = certs.Open(cfg.TLS.Cert, key, log); err != nil {
-			return nil, cli.Exit(envelope.ExConfig, err)
-		}
+	if s.cert, err = openCerts(cfg, log); err != nil {
+		return nil, cli.Exit(envelope.ExConfig, err)
 	}
 	s.base = smtpd.Options{
 		Hostname: cfg.Hostname, Domains: cfg.Domains, Accounts: acc,
@@ -92,7 +86,27 @@ func (s *servers) role(role string) (*smtp.Server, error) {
 }
 
 // tls turns session tickets off on the MX port: a large sender cannot resume its sessions.
-func (s *servers) tls(role string) *tls.Config { return s.cert.Config(role != smtpd.MX) }
+// Users alone are asked for certificates.
+func (s *servers) tls(role string) *tls.Config {
+	return s.cert.Config(role != smtpd.MX, role != smtpd.MX)
+}
+
+// openCerts is nil where no certificate is configured.
+func openCerts(cfg *config.Config, log *slog.Logger) (*certs.Store, error) {
+	var pairs []certs.Pair
+	if cfg.TLS.Cert != "" {
+		pairs = append(pairs, certs.Pair{Cert: cfg.TLS.Cert, Key: cfg.TLS.Key})
+	}
+	for _, p := range cfg.TLS.Certificates {
+		pairs = append(pairs, certs.Pair{Cert: p.Cert, Key: p.Key})
+	}
+	if len(pairs) == 0 {
+		return nil, nil
+	}
+	return certs.Open(certs.Options{
+		Pairs: pairs, ClientCA: cfg.TLS.ClientCA, AskClients: cfg.SMTPD.Auth.Certificates != "", Log: log,
+	})
+}
 
 func openAccounts(cfg *config.Config) (*accounts.Accounts, error) {
 	getent, err := exec.LookPath("getent")

@@ -1,10 +1,13 @@
-// Package certs keeps a server's certificate: read from PEM files, and read again when they
-// change, so that a renewed certificate needs no restart. A pair that cannot be used is reported
-// and the last good one goes on being served.
+// Package certs keeps a server's certificates and the authority that vouches for its clients:
+// read from PEM files, and read again when they change, so that a renewed certificate needs no
+// restart. Connections that are open keep what they were made with. A file that cannot be used
+// is reported and the last good one goes on being served.
 package certs
 
 import (
 	"crypto/tls"
+	"crypto/x509"
+	"errors"
 	"fmt"
 	"log/slog"
 	"os"
@@ -15,16 +18,39 @@ import (
 // lookEvery is how often handshakes look at the files.
 const lookEvery = 2 * time.Second
 
-// Store is the certificate of one server. It may be used concurrently.
+// Pair names the PEM files of one certificate: its chain, and the key. One file may hold both.
+type Pair struct{ Cert, Key string }
+
+// Options say which files to read.
+type Options struct {
+	// Pairs are the certificates. A client gets the first that is for the name it asks for and
+	// whose algorithm it knows; without such a name, the first whose algorithm it knows.
+	Pairs []Pair
+	// ClientCA holds the authorities that vouch for clients; "" for none.
+	ClientCA string
+	// AskClients asks every client for a certificate, even without a ClientCA.
+	AskClients bool
+	Log        *slog.Logger
+}
+
+// Store is what one server shows and whom it trusts. It may be used concurrently.
 type Store struct {
-	cert, key string
-	log       *slog.Logger
-	now       func() time.Time
+	ask bool
+	log *slog.Logger
+	now func() time.Time
 
 	mu     sync.Mutex
-	pair   *tls.Certificate
-	stamp  [2]stamp
+	pairs  []*watched[tls.Certificate]
+	ca     *watched[x509.CertPool] // nil: none
 	looked time.Time
+}
+
+// watched is a value read from files, and the state in which they were read.
+type watched[T any] struct {
+	files []string
+	read  func() (*T, error)
+	val   *T
+	stamp [2]stamp
 }
 
 type stamp struct {
@@ -33,74 +59,177 @@ type stamp struct {
 	ino   uint64
 }
 
-// Open reads the chain and the key.
-func Open(cert, key string, log *slog.Logger) (*Store, error) {
-	if log == nil {
-		log = slog.New(slog.DiscardHandler)
+// Open reads all files. Here, one that cannot be used is an error.
+func Open(o Options) (*Store, error) {
+	if len(o.Pairs) == 0 {
+		return nil, errors.New("TLS: no certificate")
 	}
-	s := &Store{cert: cert, key: key, log: log, now: time.Now}
-	st, err := s.look()
-	if err != nil {
-		return nil, err
+	s := &Store{ask: o.AskClients || o.ClientCA != "", log: o.Log, now: time.Now}
+	if s.log == nil {
+		s.log = slog.New(slog.DiscardHandler)
 	}
-	if err := s.load(st); err != nil {
-		return nil, err
+	for _, p := range o.Pairs {
+		s.pairs = append(s.pairs, &watched[tls.Certificate]{
+			files: []string{p.Cert, p.Key},
+			read:  func() (*tls.Certificate, error) { return readPair(p) },
+		})
+	}
+	if o.ClientCA != "" {
+		s.ca = &watched[x509.CertPool]{
+			files: []string{o.ClientCA},
+			read:  func() (*x509.CertPool, error) { return readPool(o.ClientCA) },
+		}
+		if _, err := s.ca.refresh(); err != nil {
+			return nil, err
+		}
+	}
+	for _, p := range s.pairs {
+		if _, err := p.refresh(); err != nil {
+			return nil, err
+		}
 	}
 	s.looked = s.now()
 	return s, nil
 }
 
 // Config is a server's TLS configuration. Session tickets are a setting because some large
-// senders fail to resume sessions on the MX port.
-func (s *Store) Config(tickets bool) *tls.Config {
-	return &tls.Config{
+// senders fail to resume sessions on the MX port; clients says that certificates of clients
+// are of use here.
+func (s *Store) Config(tickets, clients bool) *tls.Config {
+	c := &tls.Config{
 		MinVersion:             tls.VersionTLS12, // RFC 8996 §4, RFC 9325 §3.1.1
 		SessionTicketsDisabled: !tickets,
-		GetCertificate: func(*tls.ClientHelloInfo) (*tls.Certificate, error) {
-			return s.current(), nil
-		},
+		GetCertificate:         func(h *tls.ClientHelloInfo) (*tls.Certificate, error) { return s.choose(h), nil },
 	}
+	if clients && s.ask {
+		// Asked for, not verified: a client that shows one by chance can still use its
+		// password. VerifyClient is called where the certificate is to count. No authorities
+		// are named, because clients keep certificates of others back, pinned ones included.
+		c.ClientAuth = tls.RequestClientCert
+	}
+	return c
 }
 
-// current is the pair to serve now.
-func (s *Store) current() *tls.Certificate {
+// VerifyClient tells whether the certificate a client has shown is good now: issued by one of
+// the client authorities, for clients, and not expired. It is asked at every use, since a
+// resumed session may be older than the authorities or outlive the certificate.
+func (s *Store) VerifyClient(cs *tls.ConnectionState) error {
+	if cs == nil || len(cs.PeerCertificates) == 0 {
+		return errors.New("no client certificate")
+	}
+	s.mu.Lock()
+	s.refresh()
+	ca, now := s.ca, s.now()
+	s.mu.Unlock()
+	if ca == nil {
+		return errors.New("no authority for clients is configured")
+	}
+	o := x509.VerifyOptions{
+		Roots: ca.val, Intermediates: x509.NewCertPool(), CurrentTime: now,
+		KeyUsages: []x509.ExtKeyUsage{x509.ExtKeyUsageClientAuth},
+	}
+	for _, c := range cs.PeerCertificates[1:] {
+		o.Intermediates.AddCert(c)
+	}
+	_, err := cs.PeerCertificates[0].Verify(o)
+	return err
+}
+
+// choose is the certificate for one handshake, RFC 6066 §3. A name that none is for gets the
+// first: a client that looks at names will say so itself, and one that does not is served.
+func (s *Store) choose(h *tls.ClientHelloInfo) *tls.Certificate {
 	s.mu.Lock()
 	defer s.mu.Unlock()
-	now := s.now()
-	if d := now.Sub(s.looked); d >= 0 && d < lookEvery {
-		return s.pair
+	s.refresh()
+	if len(s.pairs) == 1 || h == nil {
+		return s.pairs[0].val
 	}
-	s.looked = now
-	st, err := s.look()
-	if err == nil && st != s.stamp {
-		if err = s.load(st); err == nil {
-			s.log.Info("certificate read again", "cert", s.cert)
+	if c := s.supported(h); c != nil {
+		return c
+	}
+	if h.ServerName != "" {
+		anyName := *h
+		anyName.ServerName = ""
+		if c := s.supported(&anyName); c != nil {
+			return c
 		}
 	}
-	if err != nil {
-		s.log.Error("certificate not read again, the last one goes on", "cert", s.cert, "err", err)
-	}
-	return s.pair
+	return s.pairs[0].val
 }
 
-func (s *Store) look() (st [2]stamp, err error) {
-	for i, path := range []string{s.cert, s.key} {
+func (s *Store) supported(h *tls.ClientHelloInfo) *tls.Certificate {
+	for _, p := range s.pairs {
+		if h.SupportsCertificate(p.val) == nil {
+			return p.val
+		}
+	}
+	return nil
+}
+
+// refresh reads again what has changed, looking no more often than lookEvery.
+func (s *Store) refresh() {
+	now := s.now()
+	if d := now.Sub(s.looked); d >= 0 && d < lookEvery {
+		return
+	}
+	s.looked = now
+	for _, p := range s.pairs {
+		changed, err := p.refresh()
+		s.report(changed, err, p.files[0])
+	}
+	if s.ca != nil {
+		changed, err := s.ca.refresh()
+		s.report(changed, err, s.ca.files[0])
+	}
+}
+
+func (s *Store) report(changed bool, err error, file string) {
+	switch {
+	case err != nil:
+		s.log.Error("certificate not read again, the last one goes on", "cert", file, "err", err)
+	case changed:
+		s.log.Info("certificate read again", "cert", file)
+	}
+}
+
+// refresh reads the files if they are not as they were. A key that does not fit its
+// certificate, as in the moment between two renames, is an error; the next look tries again.
+func (w *watched[T]) refresh() (changed bool, err error) {
+	var st [2]stamp
+	for i, path := range w.files {
 		fi, err := os.Stat(path)
 		if err != nil {
-			return st, fmt.Errorf("TLS: %w", err)
+			return false, fmt.Errorf("TLS: %w", err)
 		}
 		st[i] = stamp{fi.ModTime(), fi.Size(), inode(fi)}
 	}
-	return st, nil
+	if w.val != nil && st == w.stamp {
+		return false, nil
+	}
+	val, err := w.read()
+	if err != nil {
+		return false, err
+	}
+	w.val, w.stamp = val, st
+	return true, nil
 }
 
-// load reads the pair. A key that does not fit the certificate, as in the moment between two
-// renames, is an error; the next look tries again.
-func (s *Store) load(st [2]stamp) error {
-	pair, err := tls.LoadX509KeyPair(s.cert, s.key)
+func readPair(p Pair) (*tls.Certificate, error) {
+	pair, err := tls.LoadX509KeyPair(p.Cert, p.Key)
 	if err != nil {
-		return fmt.Errorf("TLS certificate %s: %w", s.cert, err)
+		return nil, fmt.Errorf("TLS certificate %s: %w", p.Cert, err)
 	}
-	s.pair, s.stamp = &pair, st
-	return nil
+	return &pair, nil
+}
+
+func readPool(path string) (*x509.CertPool, error) {
+	b, err := os.ReadFile(path)
+	if err != nil {
+		return nil, fmt.Errorf("TLS client authorities: %w", err)
+	}
+	pool := x509.NewCertPool()
+	if !pool.AppendCertsFromPEM(b) {
+		return nil, fmt.Errorf("TLS client authorities: %s holds no PEM certificate", path)
+	}
+	return pool, nil
 }

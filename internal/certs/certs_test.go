@@ -5,6 +5,7 @@ import (
 	"crypto/ecdsa"
 	"crypto/elliptic"
 	"crypto/rand"
+	"crypto/tls"
 	"crypto/x509"
 	"encoding/pem"
 	"log/slog"
@@ -50,7 +51,7 @@ func put(t *testing.T, dir, name string, b []byte) {
 
 func serial(t *testing.T, s *Store) int64 {
 	t.Helper()
-	pair, err := s.Config(false).GetCertificate(nil)
+	pair, err := s.Config(false, false).GetCertificate(nil)
 	if err != nil {
 		t.Fatal(err)
 	}
@@ -65,7 +66,7 @@ func TestReload(t *testing.T) {
 	dir := t.TempDir()
 	write(t, dir, 1)
 	var log bytes.Buffer
-	s, err := Open(filepath.Join(dir, "cert.pem"), filepath.Join(dir, "key.pem"), slog.New(slog.NewTextHandler(&log, nil)))
+	s, err := Open(Options{Pairs: []Pair{{filepath.Join(dir, "cert.pem"), filepath.Join(dir, "key.pem")}}, Log: slog.New(slog.NewTextHandler(&log, nil))})
 	if err != nil {
 		t.Fatal(err)
 	}
@@ -98,14 +99,30 @@ func TestReload(t *testing.T) {
 	if n := serial(t, s); n != 3 {
 		t.Errorf("serial %d after the repair", n)
 	}
-	if c := s.Config(false); !c.SessionTicketsDisabled || c.MinVersion != 0x0303 {
+	if c := s.Config(false, true); c.ClientAuth != tls.NoClientCert || !c.SessionTicketsDisabled || c.MinVersion != 0x0303 {
 		t.Errorf("configuration %+v", c)
 	}
 }
 
 func TestOpenFails(t *testing.T) {
 	dir := t.TempDir()
-	if _, err := Open(filepath.Join(dir, "none"), filepath.Join(dir, "none"), nil); err == nil {
-		t.Error("a missing certificate is no error")
+	write(t, dir, 1)
+	put(t, dir, "empty.pem", nil)
+	good := Pair{filepath.Join(dir, "cert.pem"), filepath.Join(dir, "key.pem")}
+	none := filepath.Join(dir, "none")
+	for name, o := range map[string]Options{
+		"no certificate":         {},
+		"a missing certificate":  {Pairs: []Pair{{none, none}}},
+		"a missing second one":   {Pairs: []Pair{good, {none, none}}},
+		"a key that is none":     {Pairs: []Pair{{good.Cert, good.Cert}}},
+		"missing authorities":    {Pairs: []Pair{good}, ClientCA: none},
+		"no authority in a file": {Pairs: []Pair{good}, ClientCA: filepath.Join(dir, "empty.pem")},
+	} {
+		if _, err := Open(o); err == nil {
+			t.Errorf("%s is no error", name)
+		}
+	}
+	if _, err := Open(Options{Pairs: []Pair{good}, ClientCA: good.Cert}); err != nil {
+		t.Error(err)
 	}
 }

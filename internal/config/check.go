@@ -71,6 +71,7 @@ func (c *Config) check() []fault {
 	}
 	c.checkRelay(k)
 	c.checkSMTPD(k)
+	c.checkAuth(k)
 	c.Policy.check(k)
 	c.checkWorkers(k)
 	return k.faults
@@ -194,6 +195,32 @@ func (c *Config) checkRelay(k *checker) {
 	if (c.TLS.Cert == "") != (c.TLS.Key == "") {
 		k.bad("tls.cert", 0, "cert and key are set together")
 	}
+	for i, p := range c.TLS.Certificates {
+		if p.Cert == "" || p.Key == "" {
+			k.bad("tls.certificate.cert", i, "cert and key are set together")
+		}
+	}
+}
+
+// checkAuth looks at [smtpd.auth].
+func (c *Config) checkAuth(k *checker) {
+	a := c.SMTPD.Auth
+	for _, m := range a.Mechanisms {
+		k.oneOf("smtpd.auth.mechanisms", 0, m, "PLAIN", "LOGIN", "SCRAM-SHA-256-PLUS", "SCRAM-SHA-256", "SCRAM-SHA-1",
+			"OAUTHBEARER", "XOAUTH2", "EXTERNAL")
+	}
+	if len(a.TokenCommand) > 0 {
+		if a.TokenSocket != "" {
+			k.bad("smtpd.auth.token_socket", 0, "token_command is set too: one of them checks tokens")
+		}
+		if !filepath.IsAbs(a.TokenCommand[0]) {
+			k.bad("smtpd.auth.token_command", 0, "%q: the program needs an absolute path", a.TokenCommand[0])
+		}
+	}
+	if a.TokenTimeout <= 0 {
+		k.bad("smtpd.auth.token_timeout", 0, "0 would refuse every token")
+	}
+	k.atLeast("smtpd.auth.token_max", int64(a.TokenMax), 1)
 }
 
 // maxHold is below what the scheduler takes for a clock set wrong.

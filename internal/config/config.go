@@ -94,6 +94,15 @@ type TLS struct {
 	Cert string `toml:"cert"` // PEM chain
 	Key  string `toml:"key"`
 	CA   string `toml:"ca"` // PEM; besides the system's roots
+
+	Certificates []Certificate `toml:"certificate"` // further ones, chosen by the name a client asks for
+	ClientCA     string        `toml:"client_ca"`   // PEM; authorities that vouch for users' certificates
+}
+
+// Certificate is one more certificate of a server.
+type Certificate struct {
+	Cert string `toml:"cert"` // PEM chain
+	Key  string `toml:"key"`
 }
 
 // Accounts names the files of maccounts(5).
@@ -130,6 +139,19 @@ type SMTPD struct {
 	ETRNFrom     []string   `toml:"etrn_from"`    // networks that may start a domain's queue by ETRN; default none
 	ProxyFrom    []string   `toml:"proxy_from"`   // networks of proxies that send the PROXY protocol; default none
 	Listen       []Listener `toml:"listen"`       // used by plain "msmtpd --listen" without arguments
+
+	Auth SMTPDAuth `toml:"auth"`
+}
+
+// SMTPDAuth is how users prove who they are, and as whom they may send then.
+type SMTPDAuth struct {
+	Mechanisms   []string `toml:"mechanisms"`    // offered where they can work; default all
+	Senders      string   `toml:"senders"`       // file: user: addresses, @domains, *
+	Certificates string   `toml:"certificates"`  // file: user: sha256:FINGERPRINT, cn:NAME
+	TokenCommand []string `toml:"token_command"` // checks OAuth tokens
+	TokenSocket  string   `toml:"token_socket"`  // the same, a UNIX socket
+	TokenTimeout Duration `toml:"token_timeout"` // default 10s
+	TokenMax     int      `toml:"token_max"`     // checks at once; default 8
 }
 
 // Listener is one socket with its role.

@@ -193,13 +193,18 @@ func (c *Config) absolute(dir string) {
 		}
 	}
 	for _, p := range []*string{
-		&c.Spool, &c.Maildirs, &c.Relay.Auth, &c.DNS.Hosts, &c.TLS.Cert, &c.TLS.Key, &c.TLS.CA,
+		&c.Spool, &c.Maildirs, &c.Relay.Auth, &c.DNS.Hosts, &c.TLS.Cert, &c.TLS.Key, &c.TLS.CA, &c.TLS.ClientCA,
+		&c.SMTPD.Auth.Senders, &c.SMTPD.Auth.Certificates, &c.SMTPD.Auth.TokenSocket,
 		&c.Accounts.Users, &c.Accounts.Secrets, &c.Submit.Socket, &c.Policy.State, &c.Policy.RelayRecipients,
 	} {
 		abs(p)
 	}
 	for i := range c.Accounts.Aliases {
 		abs(&c.Accounts.Aliases[i])
+	}
+	for i := range c.TLS.Certificates {
+		abs(&c.TLS.Certificates[i].Cert)
+		abs(&c.TLS.Certificates[i].Key)
 	}
 	for i := range c.Routes {
 		abs(&c.Routes[i].Auth)
