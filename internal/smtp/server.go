@@ -7,6 +7,7 @@ import (
 	"context"
 	"crypto/tls"
 	"io"
+	"net"
 	"net/netip"
 	"time"
 
@@ -21,6 +22,8 @@ type Server struct {
 	Backend  Backend     // decides
 	TLS      *tls.Config // nil: no STARTTLS
 	Implicit bool        // the connection starts with a TLS handshake
+	// Handshake stands for crypto/tls where a connection is only played; nil: the real one.
+	Handshake func(net.Conn) (net.Conn, tls.ConnectionState, error)
 
 	MaxSize       int64 // octets of one message on the wire, without dot stuffing; 0 is no limit
 	MaxRecipients int   // of one message; default 1000
@@ -42,6 +45,7 @@ type Peer struct {
 	Local netip.AddrPort // our end
 	UID   *int           // of the process at the other end of a UNIX socket
 	Stdio bool           // whoever started the program
+	User  string         // who counts as authenticated from the start; "" is nobody
 }
 
 // State is what the engine knows about a connection. The Backend's session may read it during

@@ -106,7 +106,7 @@ func commandFor(verb string) (command, bool) {
 // It closes conn. The error is nil when the client ended the session in good order.
 func (s *Server) ServeConn(ctx context.Context, conn net.Conn, peer Peer) error {
 	c := &session{srv: s, ctx: ctx, conn: conn, started: s.now()}
-	c.st.Peer = peer
+	c.st.Peer, c.st.User = peer, peer.User
 	c.in = input{ctx: ctx, pools: &s.pools, now: s.now, flush: c.flush, timeout: s.timeout()}
 	c.in.attach(conn)
 	// A reader that waits is woken by moving its deadline.
@@ -347,6 +347,15 @@ func (c *session) hangUp() error {
 // handshake makes the connection a TLS one. What the client sent before is thrown away by the
 // caller: a man in the middle may have put commands there (RFC 3207 §5).
 func (c *session) handshake() error {
+	if c.srv.Handshake != nil {
+		conn, cs, err := c.srv.Handshake(c.conn)
+		if err != nil {
+			return fmt.Errorf("TLS handshake: %w", err)
+		}
+		c.conn, c.st.TLS = conn, &cs
+		c.in.attach(conn)
+		return nil
+	}
 	t := tls.Server(c.conn, c.srv.TLS)
 	if err := c.conn.SetDeadline(c.srv.now().Add(min(c.srv.timeout(), time.Minute))); err != nil {
 		return err
