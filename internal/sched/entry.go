@@ -34,6 +34,7 @@ const (
 	overdue                    // past its expiry: the attempt to come is its last
 	noticed                    // the delay report was sent, or is not wanted
 	fromDisk                   // acceptance time and owner are guesses until the file is opened
+	routed                     // by an admin: the route table does not count
 )
 
 // entry is what is remembered of a message. It is kept below 300 bytes with its share of map
@@ -128,6 +129,9 @@ func (s *Scheduler) fill(e *entry, m *spool.Entry, now int64) {
 	if m.Hold {
 		e.flags |= held
 	}
+	if m.Routed {
+		e.flags |= routed
+	}
 	e.due = now
 	if !m.Due.IsZero() {
 		e.due = s.stored(m.Due, now)
@@ -139,8 +143,16 @@ func (s *Scheduler) fill(e *entry, m *spool.Entry, now int64) {
 // locate finds the next hop of a message with one recipient left. An admin's route for it is not
 // in memory; it counts when the message is opened.
 func (s *Scheduler) locate(e *entry) {
-	if e.left == 1 {
+	if e.left == 1 && e.flags&routed == 0 {
 		e.hop = s.hopIndex(s.table.find(e.to()))
+	}
+}
+
+// route remembers whether an admin has named the next hop, not which.
+func (e *entry) route(to string) {
+	e.flags &^= routed
+	if to != "" {
+		e.flags |= routed
 	}
 }
 
@@ -164,7 +176,7 @@ func (s *Scheduler) since(t time.Time) int64 {
 func (s *Scheduler) snapshot(e *entry) spool.Entry {
 	out := spool.Entry{
 		ID: string(e.id[:]), From: e.from(), To: e.to(), Size: e.size, Left: int(e.left),
-		Attempts: int(e.tries), Hold: e.flags&held != 0, Due: s.wallTime(e.due),
+		Attempts: int(e.tries), Hold: e.flags&held != 0, Routed: e.flags&routed != 0, Due: s.wallTime(e.due),
 	}
 	if e.hop != 0 {
 		out.Hop = s.hops[e.hop].target.String()

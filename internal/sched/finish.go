@@ -313,9 +313,7 @@ func (s *Scheduler) settle(rd *round, left []envelope.Recipient, n next) {
 	switch {
 	case e.flags&held != 0 || n.hop == nil:
 		e.hop = 0
-		if rd.st.Route == "" {
-			s.locate(e)
-		}
+		s.locate(e)
 		s.park(rd.ref, e)
 	default:
 		e.flags &^= overdue

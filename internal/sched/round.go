@@ -167,6 +167,7 @@ func (s *Scheduler) know(e *entry, m *spool.Message, st *spool.State) {
 	} else {
 		e.flags &^= held
 	}
+	e.route(st.Route)
 	if st.Notified || m.Env.From == "" {
 		e.flags |= noticed
 	}

@@ -170,6 +170,7 @@ func (s *Scheduler) apply(c *Command, r ref, id string, who Who) error {
 		return s.record(r, id, spool.Record{Kind: spool.RecRetry, Who: name}, s.dueNow)
 	case "route":
 		return s.record(r, id, spool.Record{Kind: spool.RecRoute, Route: c.Target, Who: name}, func(e *entry) {
+			e.route(c.Target)
 			e.hop = 0 // it is opened to see where it goes now
 			s.dueNow(e)
 		})

@@ -13,6 +13,9 @@ import (
 	"testing"
 	"testing/synctest"
 	"time"
+
+	"pennypost/internal/envelope"
+	"pennypost/internal/worker"
 )
 
 func TestVerbs(t *testing.T) {
@@ -345,5 +348,50 @@ func FuzzCommand(f *testing.F) {
 		if err != nil || again.Verb != c.Verb || len(again.IDs) != len(c.IDs) {
 			t.Fatalf("%+v -> %s -> %+v, %v", c, line, again, err)
 		}
+	})
+}
+
+// TestRouteOutlivesRestart: a message that an admin sent past a dead host does not wait behind
+// that host after a restart, and list does not name it.
+func TestRouteOutlivesRestart(t *testing.T) {
+	synctest.Test(t, func(t *testing.T) {
+		b := newBed(t, nil, nil)
+		b.relay.answer = func(_ int, to string, r *worker.Request) worker.Result {
+			if r.NextHop == "y.test" {
+				return worker.Result{To: to, Status: envelope.Defer("4.4.1", "cannot connect")}
+			}
+			return deliverIt(0, to, r)
+		}
+		b.run()
+		send := func(to string) string {
+			id := b.send(mail("ann@example.test", to))
+			b.check(b.s.intake(id, false))
+			synctest.Wait()
+			return id
+		}
+		send("a@y.test")
+		id := send("b@y.test")
+		b.do(0, Command{Verb: "hold", IDs: []string{id}})
+		b.do(0, Command{Verb: "route", IDs: []string{id}, Target: "10.0.0.1:25"})
+		b.stop()
+		for range 2 { // from the journal; then from the snapshot it became
+			b.check(b.boot(nil))
+			b.run()
+			if out, _, _ := b.do(0, Command{Verb: "list", IDs: []string{id}}); strings.Contains(out, "y.test\t<ann") {
+				t.Errorf("list: %q", out)
+			}
+			b.s.compact()
+			b.stop()
+		}
+		b.check(b.boot(nil))
+		b.run()
+		send("c@y.test")
+		b.do(0, Command{Verb: "release", IDs: []string{id}})
+		synctest.Wait()
+		if n := b.relay.delivered("b@y.test"); n != 1 {
+			out, _, _ := b.do(0, Command{Verb: "explain", IDs: []string{id}})
+			t.Errorf("delivered %d times: %s", n, out)
+		}
+		b.stop()
 	})
 }

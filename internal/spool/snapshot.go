@@ -28,13 +28,14 @@ type Entry struct {
 	Left     int // recipients left
 	Attempts int
 	Hold     bool
+	Routed   bool // an admin named the next hop: the route table does not count
 }
 
 // NewEntry sums up a message and its state.
 func NewEntry(m *Message, st *State) Entry {
 	e := Entry{
 		ID: m.ID, From: m.Env.From, Due: st.Due, Size: m.Size,
-		Left: len(st.Left), Attempts: st.Attempts, Hold: st.Hold,
+		Left: len(st.Left), Attempts: st.Attempts, Hold: st.Hold, Routed: st.Route != "",
 	}
 	if len(st.Left) > 0 {
 		e.To = st.Left[0].Addr
@@ -68,9 +69,15 @@ func appendLine(b []byte, e *Entry, drop bool) ([]byte, error) {
 		if !e.Due.IsZero() {
 			due = e.Due.UnixMilli()
 		}
-		flags := "-"
+		flags := ""
 		if e.Hold {
 			flags = "h"
+		}
+		if e.Routed {
+			flags += "r"
+		}
+		if flags == "" {
+			flags = "-"
 		}
 		b = append(append(b, "+\t"...), e.ID...)
 		b = strconv.AppendInt(append(b, '\t'), due, 10)
@@ -141,7 +148,7 @@ func parseLine(line []byte) (e Entry, drop bool, err error) {
 		e.Due = time.UnixMilli(due).UTC()
 	}
 	e.Left, e.Attempts, e.Size = int(left), int(attempts), size
-	e.Hold = f[5] == "h"
+	e.Hold, e.Routed = strings.Contains(f[5], "h"), strings.Contains(f[5], "r")
 	e.Hop, e.From, e.To = f[7], f[8], f[9]
 	return e, false, nil
 }
