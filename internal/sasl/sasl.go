@@ -12,8 +12,11 @@ import (
 
 // Mechanism names as they stand in AUTH and AUTHENTICATE.
 const (
-	Plain = "PLAIN"
-	Login = "LOGIN"
+	Plain       = "PLAIN"
+	Login       = "LOGIN"
+	External    = "EXTERNAL"
+	OAuthBearer = "OAUTHBEARER"
+	XOAuth2     = "XOAUTH2"
 )
 
 // Errors a Server may wrap. A protocol answers each with its own code.
@@ -33,6 +36,10 @@ type Server interface {
 	User() string
 }
 
+// Claimer is implemented by a Server that can tell, for the log, whom the client says to be:
+// "" until it has said so.
+type Claimer interface{ Claimed() string }
+
 // Client is the client's side of one exchange; it is used once, by one goroutine.
 type Client interface {
 	// Mechanism is the name to say in AUTH.
@@ -51,9 +58,9 @@ type CheckFunc func(ctx context.Context, login, password string) (user string, e
 const maxField = 255
 
 type plainServer struct {
-	check CheckFunc
-	user  string
-	asked bool
+	check       CheckFunc
+	login, user string
+	asked       bool
 }
 
 // NewPlainServer is the server's side of PLAIN, RFC 4616. An authorization identity other than
@@ -61,6 +68,9 @@ type plainServer struct {
 func NewPlainServer(check CheckFunc) Server { return &plainServer{check: check} }
 
 func (p *plainServer) User() string { return p.user }
+
+// Claimed implements Claimer.
+func (p *plainServer) Claimed() string { return p.login }
 
 func (p *plainServer) Next(ctx context.Context, response []byte) ([]byte, bool, error) {
 	if response == nil && !p.asked {
@@ -71,6 +81,7 @@ func (p *plainServer) Next(ctx context.Context, response []byte) ([]byte, bool, 
 	if err != nil {
 		return nil, false, err
 	}
+	p.login = login
 	user, err := p.check(ctx, login, password)
 	if err != nil {
 		return nil, false, err
