@@ -39,6 +39,7 @@ func (c *session) greet(name string, esmtp bool) error {
 	if m := c.mechanisms(); len(m) > 0 && c.st.User == "" {
 		b.WriteString("\nAUTH " + strings.Join(m, " "))
 	}
+	c.announce(&b)
 	b.WriteString("\nENHANCEDSTATUSCODES\n8BITMIME\nSMTPUTF8\nDSN\nCHUNKING\nBINARYMIME\nHELP")
 	c.say(250, "", b.String())
 	return nil

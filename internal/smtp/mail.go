@@ -2,7 +2,9 @@ package smtp
 
 import (
 	"math"
+	"strconv"
 	"strings"
+	"time"
 	"unicode/utf8"
 
 	"pennypost/internal/envelope"
@@ -23,7 +25,8 @@ func (c *session) mail(arg string) error {
 	if err != nil || addr.Domain == "" && addr.Local != "" {
 		return c.fault(553, "5.1.7", "the sender's address cannot be read")
 	}
-	o, a := parseMailParams(rest, c.st.ESMTP)
+	x, now := c.extensions(), c.srv.now()
+	o, a := parseMailParams(rest, c.st.ESMTP, &x, now)
 	if a != nil {
 		return c.fault(a.Code, a.Enhanced, a.Text)
 	}
@@ -35,11 +38,17 @@ func (c *session) mail(arg string) error {
 		c.say(552, "5.3.4", "message is too big") // RFC 1870 §6.1
 		return nil
 	}
+	asked := o.Priority
 	if err := c.be.Mail(c.ctx, addr, o); err != nil {
 		c.refused(answerFor(err))
 		return nil
 	}
 	c.tx = transaction{open: true, opts: *o, from: addr}
+	if o.Priority != asked {
+		// RFC 6710 §4.1: the code says that the priority is another one, the text which.
+		c.say(250, "2.3.6", strconv.Itoa(o.Priority)+" is the priority you may use; sender ok")
+		return nil
+	}
 	c.say(250, "2.1.0", "sender ok")
 	return nil
 }
@@ -69,6 +78,9 @@ func (c *session) rcpt(arg string) error {
 	if c.tx.rcpts >= or(c.srv.MaxRecipients, 1000) {
 		// RFC 5321 §4.5.3.1.10: 452, so that the client sends the rest in another transaction.
 		c.say(452, "4.5.3", "too many recipients")
+		if c.tx.over++; c.tx.over > 10*c.tx.rcpts+1000 {
+			c.bye("4.5.3", "too many recipients by far")
+		}
 		return nil
 	}
 	if err := c.be.Rcpt(c.ctx, addr, o); err != nil {
@@ -156,7 +168,7 @@ func unknownParam(key string) *Answer {
 	return &Answer{Code: 555, Enhanced: "5.5.4", Text: "unknown parameter " + key}
 }
 
-func parseMailParams(s string, esmtp bool) (*MailOptions, *Answer) {
+func parseMailParams(s string, esmtp bool, x *Extensions, now time.Time) (*MailOptions, *Answer) {
 	o := &MailOptions{}
 	a := params(s, esmtp, func(key, value string, has bool) *Answer {
 		ok := has
@@ -186,13 +198,19 @@ func parseMailParams(s string, esmtp bool) (*MailOptions, *Answer) {
 			o.Auth, ok = decodeXtext(value)
 			ok = ok && o.Auth != "" && isPrintable(o.Auth)
 		default:
-			return unknownParam(key)
+			var known bool
+			if known, ok = o.extended(key, value, has, x, now); !known {
+				return unknownParam(key)
+			}
 		}
 		if !ok {
 			return badParam(key)
 		}
 		return nil
 	})
+	if a == nil {
+		a = o.consistent(x, now)
+	}
 	return o, a
 }
 

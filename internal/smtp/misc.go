@@ -42,6 +42,6 @@ func (c *session) expn(arg string) error {
 }
 
 func (c *session) help(string) error {
-	c.say(214, "2.0.0", "commands: EHLO HELO MAIL RCPT DATA BDAT RSET NOOP QUIT VRFY EXPN HELP STARTTLS AUTH\nPennypost, see msmtpd(8)")
+	c.say(214, "2.0.0", "commands: EHLO HELO MAIL RCPT DATA BDAT RSET NOOP QUIT VRFY EXPN HELP STARTTLS AUTH ETRN XCLIENT\nPennypost, see msmtpd(8)")
 	return nil
 }

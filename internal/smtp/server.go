@@ -132,6 +132,14 @@ type MailOptions struct {
 	Ret      string // FULL, HDRS or ""
 	EnvID    string // xtext decoded
 	Auth     string // RFC 4954 §5, xtext decoded; "<>" or an address; "" where not given
+
+	// Of the extensions that the session offers:
+	RequireTLS  bool                // RFC 8689
+	HoldUntil   *time.Time          // RFC 4865
+	Hold        string              // how it was asked for, "for;3600" or "until;2026-11-23T10:00:00Z"
+	By          *envelope.DeliverBy // RFC 2852
+	Priority    int                 // RFC 6710; Mail may change it, which the client is told
+	HasPriority bool                // it was given
 }
 
 // RcptOptions are the parameters of RCPT, RFC 3461 §4.

@@ -46,6 +46,7 @@ type session struct {
 	arg     string
 	closing bool
 	linger  bool // input may be pending that nobody will read
+	xclient bool // the connection is a trusted proxy's, whoever it speaks for
 }
 
 // transaction is what MAIL began.
@@ -54,6 +55,7 @@ type transaction struct {
 	opts  MailOptions
 	from  envelope.Address
 	rcpts int
+	over  int      // recipients beyond the limit, each refused
 	msg   Message  // of a BDAT sequence
 	dec   *decoder // of a BDAT sequence that is text
 	size  int64
@@ -98,6 +100,10 @@ func commandFor(verb string) (command, bool) {
 		return command{verb, (*session).starttls, false}, true
 	case "AUTH":
 		return command{verb, (*session).auth, false}, true
+	case "ETRN":
+		return command{verb, (*session).etrn, true}, true
+	case "XCLIENT":
+		return command{verb, (*session).xclientCmd, true}, true
 	}
 	return command{}, false
 }
@@ -142,6 +148,20 @@ func (c *session) run() error {
 			return err
 		}
 	}
+	if !c.begin() {
+		return c.flush()
+	}
+	c.xclient = c.extensions().XClient
+	for !c.closing {
+		if err := c.next(); err != nil {
+			return c.lost(err)
+		}
+	}
+	return c.flush()
+}
+
+// begin makes the session and greets the client.
+func (c *session) begin() bool {
 	be, err := c.srv.Backend.NewSession(c.ctx, &c.st)
 	if err != nil {
 		a := *answerFor(err)
@@ -151,16 +171,11 @@ func (c *session) run() error {
 		}
 		a.Close = true
 		c.answer(&a)
-		return c.flush()
+		return false
 	}
 	c.be = be
 	c.say(220, "", c.srv.Hostname+" ESMTP Pennypost")
-	for !c.closing {
-		if err := c.next(); err != nil {
-			return c.lost(err)
-		}
-	}
-	return c.flush()
+	return true
 }
 
 // next reads and runs one command.
