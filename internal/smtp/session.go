@@ -174,6 +174,9 @@ func (c *session) begin() bool {
 		return false
 	}
 	c.be = be
+	if !c.hold() {
+		return false
+	}
 	c.say(220, "", c.srv.Hostname+" ESMTP Pennypost")
 	return true
 }
