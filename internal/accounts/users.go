@@ -212,7 +212,7 @@ func expandMaildir(template string, addr envelope.Address, home string) (string,
 			b.WriteByte('%')
 			continue
 		default:
-			return "", fmt.Errorf("Maildir template %q: only %%u %%d %%h and %%%% are known", template)
+			return "", fmt.Errorf("template %q of Maildirs: only %%u %%d %%h and %%%% are known", template)
 		}
 		// The part is one path element, whatever a name holds.
 		if part == "" || part == "." || part == ".." || strings.ContainsAny(part, "/\x00") {

@@ -98,7 +98,7 @@ func (d *dialogue) step(line string) error {
 		id, rest = rest[0], rest[1:]
 	}
 	if rest == "" || who != 'C' && who != 'S' {
-		return fmt.Errorf("no such line: want C or S, a digit or none, and one of : = ~ * !")
+		return fmt.Errorf("no such line: want C or S, a digit or none, and one of \": = ~ * !\" behind")
 	}
 	op, text := rest[0], strings.TrimPrefix(rest[1:], " ")
 	c := d.conn(id)

@@ -33,8 +33,6 @@ type fake struct {
 	times map[string][]time.Time
 	done  map[string]int // "delivered" and "relayed" results by recipient
 	reqs  []worker.Request
-	now   int // requests under way
-	most  int
 }
 
 func newFake() *fake {

@@ -72,18 +72,6 @@ func (f *fifo[T]) pushFront(i T) {
 	f.items = append([]T{i}, f.items...)
 }
 
-// take removes the items that fn wants.
-func (f *fifo[T]) take(fn func(T) bool) {
-	kept := f.items[:0]
-	for _, i := range f.items[f.head:] {
-		if !fn(i) {
-			kept = append(kept, i)
-		}
-	}
-	clear(f.items[len(kept):])
-	f.items, f.head = kept, 0
-}
-
 func (f *fifo[T]) pop() T {
 	var zero T
 	i := f.items[f.head]
