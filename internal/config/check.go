@@ -110,6 +110,9 @@ func (c *Config) checkNames(k *checker) {
 	if c.Accounts.CatchAll != "" {
 		k.address("accounts.catch_all", 0, c.Accounts.CatchAll)
 	}
+	if p := c.Accounts.CheckPassword; len(p) > 0 && !filepath.IsAbs(p[0]) {
+		k.bad("accounts.checkpassword", 0, "%q: the program's absolute path must come first", p[0])
+	}
 	if f := c.Submit.From; f != "" {
 		if strings.Contains(f, "@") {
 			k.address("submit.from", 0, f)

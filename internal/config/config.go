@@ -111,9 +111,13 @@ type Accounts struct {
 	UsersMay      bool     `toml:"-"` // users does not stand in the configuration: the default file need not exist
 	Secrets       string   `toml:"secrets"`
 	Aliases       []string `toml:"aliases"`
-	System        bool     `toml:"system"`     // users of /etc/passwd and getent are users of the first domain
-	SubaddressSep string   `toml:"subaddress"` // default "+"; "" = none
-	CatchAll      string   `toml:"catch_all"`  // address that takes unknown recipients of local domains
+	System        bool     `toml:"system"`        // users of /etc/passwd and getent are users of the first domain
+	SubaddressSep string   `toml:"subaddress"`    // default "+"; "" = none
+	CatchAll      string   `toml:"catch_all"`     // address that takes unknown recipients of local domains
+	AuthSocket    string   `toml:"auth_socket"`   // of "mpasswd serve"; "" = passwords are checked in the process itself
+	AuthUsers     []string `toml:"auth_users"`    // who may ask there besides root and the service's own user
+	Guesses       string   `toml:"guesses"`       // file with the counts of wrong passwords; default "guesses" in the spool
+	CheckPassword []string `toml:"checkpassword"` // program asked about logins without a secret
 }
 
 // Deliver is mdeliver's.

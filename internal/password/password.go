@@ -174,3 +174,9 @@ func New(scheme, password string) (string, error) {
 	}
 	return "", fmt.Errorf("scheme %s is not one of %s", scheme, strings.Join(Schemes(), " "))
 }
+
+// Plain returns the password itself where it is stored as it is, for the mechanisms that need it.
+func Plain(stored string) (string, bool) {
+	scheme, data, err := split(stored)
+	return data, err == nil && (scheme == "PLAIN" || scheme == "CLEARTEXT")
+}
