@@ -338,10 +338,18 @@ func (j *job) done(ctx context.Context, m *submit.Message, door *handoff.Door) e
 		for _, to := range env.To {
 			r.To = append(r.To, to.Addr)
 		}
-		return cli.PrintJSON(j.stdout, r)
+		return j.printed(door.ID(), cli.PrintJSON(j.stdout, r))
 	case j.printID:
 		_, err := fmt.Fprintln(j.stdout, door.ID())
-		return err
+		return j.printed(door.ID(), err)
+	}
+	return nil
+}
+
+// printed tells whoever may want to repeat that there is no need.
+func (j *job) printed(id string, err error) error {
+	if err != nil {
+		return fmt.Errorf("the message is queued as %s, but cannot be reported: %w", id, err)
 	}
 	return nil
 }

@@ -218,6 +218,30 @@ func TestExitStatus(t *testing.T) {
 	}
 }
 
+// A result that nobody can read is an error of its own: the message is there, and said to be.
+func TestFullDiskBehindStdout(t *testing.T) {
+	full, err := os.OpenFile("/dev/full", os.O_WRONLY, 0)
+	if err != nil {
+		t.Skip("no /dev/full")
+	}
+	defer full.Close()
+	for _, flag := range []string{"-v", "--json"} {
+		w := newWorld(t)
+		var errs strings.Builder
+		cmd := exec.Command(filepath.Join(w.bin, "msend"), flag, "bob@x.test")
+		cmd.Env, cmd.Stdin, cmd.Stdout, cmd.Stderr = w.env, strings.NewReader("Subject: x\n\n"), full, &errs
+		if _ = cmd.Run(); cmd.ProcessState.ExitCode() != 74 {
+			t.Errorf("%s: exit %d, want 74", flag, cmd.ProcessState.ExitCode())
+		}
+		if !strings.HasPrefix(errs.String(), "msend: the message is queued as ") {
+			t.Errorf("%s: stderr %q", flag, errs.String())
+		}
+		if n := len(w.take(w.spool)); n != 1 {
+			t.Errorf("%s: %d messages in the spool", flag, n)
+		}
+	}
+}
+
 // A source that breaks off in the middle leaves nothing, at whatever point it does.
 func TestReadErrorMidway(t *testing.T) {
 	w := newWorld(t)

@@ -37,8 +37,12 @@ func Run(ctx context.Context, app *urfave.App, args []string) int {
 	if errors.Is(err, errDone) {
 		err = nil
 	}
-	if err == nil && out.err != nil {
+	switch {
+	case out.err == nil:
+	case err == nil:
 		err = Exit(envelope.ExIOErr, fmt.Errorf("standard output: %w", out.err))
+	case errors.Is(err, out.err): // a tool that looked at its own writes ends with the same status
+		err = Exit(envelope.ExIOErr, err)
 	}
 	if err == nil {
 		return envelope.ExOK

@@ -172,6 +172,15 @@ func TestFullDiskBehindStdout(t *testing.T) {
 	if status := Run(context.Background(), app, []string{"tool"}); status != 74 {
 		t.Errorf("exit %d, want 74; stderr %q", status, errs.String())
 	}
+	app = tool()
+	app.Writer, app.ErrWriter = fullDisk{}, &errs
+	app.Action = func(c *urfave.Context) error {
+		_, err := c.App.Writer.Write([]byte("x"))
+		return fmt.Errorf("print: %w", err)
+	}
+	if status := Run(context.Background(), app, []string{"tool"}); status != 74 {
+		t.Errorf("the tool saw it: exit %d, want 74", status)
+	}
 }
 
 func TestEscape(t *testing.T) {
