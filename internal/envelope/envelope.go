@@ -39,6 +39,7 @@ type Envelope struct {
 	SMTPUTF8   bool        `json:"smtputf8,omitempty"`
 	RequireTLS bool        `json:"requiretls,omitempty"` // RFC 8689
 	HoldUntil  *time.Time  `json:"hold_until,omitempty"` // RFC 4865
+	Quarantine string      `json:"quarantine,omitempty"` // why a filter wants a person to look first; "" is no hold
 	DeliverBy  *DeliverBy  `json:"deliver_by,omitempty"` // RFC 2852
 	Priority   int         `json:"priority,omitempty"`   // RFC 6710, -9..9
 	EOL        string      `json:"eol"`

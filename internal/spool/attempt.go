@@ -77,9 +77,10 @@ type State struct {
 }
 
 // NewState is the state of a message without a log: all recipients left, due at once, or when
-// the submitter asked for it (RFC 4865 §1: not before the hold-until time).
+// the submitter asked for it (RFC 4865 §1: not before the hold-until time), or held when a
+// filter put it in quarantine.
 func NewState(env *envelope.Envelope) State {
-	st := State{Left: slices.Clone(env.To)}
+	st := State{Left: slices.Clone(env.To), Hold: env.Quarantine != ""}
 	if env.HoldUntil != nil {
 		st.Due = *env.HoldUntil
 	}

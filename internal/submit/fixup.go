@@ -12,6 +12,17 @@ import (
 // advance takes the held bytes as far as they are judged: the end of the header, then the end
 // of the hold. With eof set no more will come.
 func (m *Message) advance(eof bool) error {
+	if err := m.judge(eof); err != nil {
+		return err
+	}
+	if m.phase == inHold && (eof || len(*m.held) >= holdSize) {
+		return m.open(eof)
+	}
+	return nil
+}
+
+// judge takes the header once it is complete.
+func (m *Message) judge(eof bool) error {
 	if m.phase == inHeader {
 		end, body, done := m.scan.next(*m.held, eof)
 		if !done {
@@ -27,9 +38,6 @@ func (m *Message) advance(eof bool) error {
 			return err
 		}
 		m.body, m.phase = body, inHold
-	}
-	if m.phase == inHold && (eof || len(*m.held) >= holdSize) {
-		return m.open(eof)
 	}
 	return nil
 }
@@ -117,13 +125,30 @@ func (m *Message) extract() error {
 // finalHeader is the header as it is stored, with the empty line behind it.
 func (m *Message) finalHeader(p plan) []byte {
 	var b bytes.Buffer
-	h := m.head
-	b.Grow(len(h.raw) + 1024)
-	now := m.s.o.Now()
+	b.Grow(len(m.head.raw) + 1024)
 	if m.fix.Trace != nil {
-		b.WriteString(m.fix.Trace.line(m.env, m.s.o.Hostname, now))
+		b.WriteString(m.fix.Trace.line(m.env, m.s.o.Hostname, m.s.o.Now()))
 	}
 	b.WriteString(m.fix.Prepend)
+	m.top = b.Len()
+	if m.env.EOL == envelope.EOLWire {
+		m.top = len(wireEnds(b.Bytes()))
+	}
+	if m.edited != nil {
+		b.Write(m.edited)
+	} else {
+		m.ownHeader(&b, p)
+	}
+	if m.env.EOL == envelope.EOLWire {
+		return wireEnds(b.Bytes())
+	}
+	return b.Bytes()
+}
+
+// ownHeader writes the part of it that is the message's own, with what it lacked.
+func (m *Message) ownHeader(b *bytes.Buffer, p plan) {
+	h := m.head
+	now := m.s.o.Now()
 	re, prefix := 0, ""
 	if h.resent {
 		re, prefix = 1, "Resent-"
@@ -150,10 +175,6 @@ func (m *Message) finalHeader(p plan) []byte {
 	mime := p.fields(h)
 	b.WriteString(mime)
 	b.WriteByte('\n')
-	if m.env.EOL == envelope.EOLWire {
-		return wireEnds(b.Bytes())
-	}
-	return b.Bytes()
 }
 
 // madeID is the Message-ID of a message that came without one.

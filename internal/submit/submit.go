@@ -178,8 +178,10 @@ type Message struct {
 	body  int // offset of the body in held
 
 	draft   Draft
-	written int64 // octets in the draft
-	header  int   // octets of them that are the header
+	written int64  // octets in the draft
+	header  int    // octets of them that are the header
+	top     int    // octets of that which are our trace line and Prepend
+	edited  []byte // the header below them, where a filter has seen it; nil: as it came
 	out     bodyWriter
 }
 
