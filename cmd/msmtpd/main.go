@@ -64,7 +64,7 @@ func run(c *urfave.Context) error {
 	if c.IsSet("idle") {
 		o.Idle = c.Duration("idle")
 	}
-	if o.ProxyFrom, err = prefixes(cfg.SMTPD.ProxyFrom); err != nil {
+	if o.ProxyFrom, err = prefixes("smtpd.proxy_from", cfg.SMTPD.ProxyFrom); err != nil {
 		return cli.Exit(envelope.ExConfig, err)
 	}
 	servers, err := newServers(cfg, log)

@@ -4,9 +4,7 @@ import (
 	"context"
 	"crypto/tls"
 	"errors"
-	"fmt"
 	"log/slog"
-	"net/netip"
 	"os"
 	"os/exec"
 	"os/user"
@@ -38,7 +36,7 @@ type servers struct {
 
 func newServers(cfg *config.Config, log *slog.Logger) (*servers, error) {
 	s := &servers{cfg: cfg, made: make(map[string]*smtp.Server)}
-	relayFrom, err := prefixes(cfg.SMTPD.RelayFrom)
+	relayFrom, err := prefixes("smtpd.relay_from", cfg.SMTPD.RelayFrom)
 	if err != nil {
 		return nil, cli.Exit(envelope.ExConfig, err)
 	}
@@ -53,12 +51,16 @@ func newServers(cfg *config.Config, log *slog.Logger) (*servers, error) {
 	if s.cert, err = openCerts(cfg, log); err != nil {
 		return nil, cli.Exit(envelope.ExConfig, err)
 	}
+	pol, err := newPolicy(cfg, relayFrom, false, log)
+	if err != nil {
+		return nil, cli.Exit(envelope.ExConfig, err)
+	}
 	s.base = smtpd.Options{
 		Hostname: cfg.Hostname, Domains: cfg.Domains, Accounts: acc,
 		Submit: submit.New(submit.Options{
 			Spool: sp, Hostname: cfg.Hostname, MaxSize: cfg.Limits.MessageSize, MaxHops: cfg.Limits.Hops, Now: cfg.Now(), Log: log,
 		}),
-		RelayFrom: relayFrom, RelayDomains: cfg.SMTPD.RelayDomains,
+		RelayFrom: relayFrom, RelayDomains: cfg.SMTPD.RelayDomains, Policy: pol,
 		TrustedUIDs: trusted(cfg.Spool), Login: login,
 		MaxSize: cfg.Limits.MessageSize, MaxRecipients: cfg.Limits.Recipients,
 		MaxErrors: cfg.SMTPD.Errors, Timeout: cfg.SMTPD.Timeout.Std(), Log: log,
@@ -121,24 +123,6 @@ func openAccounts(cfg *config.Config) (*accounts.Accounts, error) {
 		Subaddress: cfg.Accounts.SubaddressSep, CatchAll: cfg.Accounts.CatchAll,
 		Verify: password.Verify,
 	})
-}
-
-func prefixes(list []string) ([]netip.Prefix, error) {
-	var out []netip.Prefix
-	for _, s := range list {
-		p, err := netip.ParsePrefix(s)
-		if err != nil {
-			var ip netip.Addr
-			if ip, err = netip.ParseAddr(s); err == nil {
-				p = netip.PrefixFrom(ip, ip.BitLen())
-			}
-		}
-		if err != nil {
-			return nil, fmt.Errorf("smtpd.relay_from: %q is no network (10.0.0.0/8) or address", s)
-		}
-		out = append(out, p.Masked())
-	}
-	return out, nil
 }
 
 // trusted are the users who may use any sender: who owns the spool, and who we are.

@@ -6,6 +6,7 @@ import (
 	"errors"
 	"fmt"
 	"log/slog"
+	"strconv"
 	"strings"
 
 	"pennypost/internal/envelope"
@@ -19,6 +20,7 @@ func (s *session) Data(context.Context) (smtp.Message, error) {
 		From: s.from.String(), To: s.to,
 		Ret: s.mail.Ret, EnvID: s.mail.EnvID, Body: s.mail.Body, SMTPUTF8: s.mail.SMTPUTF8,
 		EOL: envelope.EOLLF, Origin: s.origin(),
+		RequireTLS: s.mail.RequireTLS, HoldUntil: s.mail.HoldUntil, Hold: s.mail.Hold, DeliverBy: s.mail.By, Priority: s.mail.Priority,
 	}
 	if env.Body == envelope.BodyBinary {
 		env.EOL = envelope.EOLWire
@@ -132,6 +134,9 @@ func tlsText(cs *tls.ConnectionState) string {
 // first, what the connection shows stands in parentheses behind it.
 func (s *session) trace(proto string) *submit.Trace {
 	t := &submit.Trace{With: proto, For: true}
+	if s.mail.HasPriority {
+		t.Pri = strconv.Itoa(s.mail.Priority)
+	}
 	if s.st.TLS != nil {
 		t.TLS = tls.CipherSuiteName(s.st.TLS.CipherSuite)
 	}
@@ -164,6 +169,10 @@ func (s *session) Refused(verb, arg string, a *smtp.Answer) {
 	}
 	if verb != "MAIL" && (!s.from.IsNull() || s.to != nil) {
 		attrs = append(attrs, slog.String("from", s.from.String()))
+	}
+	if s.blame != nil {
+		attrs = append(attrs, slog.String("check", s.blame.Check), slog.String("why", s.blame.Why))
+		s.blame = nil
 	}
 	s.o.Log.LogAttrs(context.Background(), slog.LevelInfo, "refused", attrs...)
 }

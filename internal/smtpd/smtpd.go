@@ -15,6 +15,7 @@ import (
 
 	"pennypost/internal/accounts"
 	"pennypost/internal/envelope"
+	"pennypost/internal/policy"
 	"pennypost/internal/smtp"
 	"pennypost/internal/submit"
 )
@@ -46,7 +47,9 @@ type Options struct {
 	Submit       *submit.Submitter
 	TLS          *tls.Config // nil: no TLS; the submission roles need it
 	RelayFrom    []netip.Prefix
-	RelayDomains []string // "example.org", or ".example.org" for what is below it
+	RelayDomains []string       // "example.org", or ".example.org" for what is below it
+	Policy       *policy.Policy // nil: nothing is asked of strangers
+	Extend       Extend
 
 	TrustedUIDs []int // may use any sender on the local socket; root always may
 	// Login names the user of a uid, "" when there is none.
@@ -101,6 +104,9 @@ func (b *backend) NewSession(ctx context.Context, st *smtp.State) (smtp.Session,
 		return nil, a
 	}
 	s.explainStart()
+	if err := s.policyConnect(ctx); err != nil {
+		return nil, err
+	}
 	return s, nil
 }
 
@@ -112,6 +118,7 @@ type session struct {
 	from envelope.Address
 	mail smtp.MailOptions
 	to   []envelope.Recipient
+	judge
 }
 
 func (s *session) submission() bool { return s.o.Role == Submission || s.o.Role == Submissions }
@@ -129,6 +136,7 @@ func (s *session) Mail(ctx context.Context, from envelope.Address, o *smtp.MailO
 	if err != nil {
 		return err
 	}
+	o.Priority = s.priority(o.Priority)
 	s.from, s.mail, s.to = from, *o, nil
 	return nil
 }
@@ -249,6 +257,9 @@ func (s *session) Rcpt(ctx context.Context, to envelope.Address, o *smtp.RcptOpt
 	} else if !s.mayRelay(to) {
 		return &smtp.Answer{Code: 550, Enhanced: "5.7.1", Text: "relaying denied: " + to.Domain + " is not served here"}
 	}
+	if err := s.policyRcpt(ctx, to); err != nil {
+		return err
+	}
 	r := envelope.Recipient{Addr: to.String(), Notify: o.Notify, ORcpt: o.ORcpt}
 	for _, have := range s.to {
 		if have.Addr == r.Addr {
@@ -283,7 +294,9 @@ func (s *session) localRcpt(ctx context.Context, to envelope.Address) error {
 	case err != nil:
 		return s.lookupFailed(to, err)
 	case r.Kind == accounts.NoSuchUser, r.Kind == accounts.NotLocal:
-		return &smtp.Answer{Code: 550, Enhanced: "5.1.1", Text: "no such user: " + to.String()}
+		return s.unknownRcpt(ctx, &smtp.Answer{Code: 550, Enhanced: "5.1.1", Text: "no such user: " + to.String()})
+	case r.Kind == accounts.IsMailbox:
+		return s.policyMailbox(r.Mailbox)
 	}
 	return nil
 }
@@ -308,20 +321,13 @@ func (s *session) mayRelay(to envelope.Address) bool {
 		s.explain("rcpt", "%s is not local: users may send anywhere", to.Domain)
 		return s.st.User != ""
 	}
-	peer := s.st.Peer.Addr.Addr()
-	for _, p := range s.o.RelayFrom {
-		if peer.IsValid() && p.Contains(peer) {
-			s.explain("rcpt", "%s is not local, but the client is in %s of smtpd.relay_from", to.Domain, p)
-			return true
-		}
+	if p, ok := among(s.st.Peer.Addr, s.o.RelayFrom); ok {
+		s.explain("rcpt", "%s is not local, but the client is in %s of smtpd.relay_from", to.Domain, p)
+		return true
 	}
-	domain := envelope.FoldDomain(to.Domain)
-	for _, d := range s.o.RelayDomains {
-		d = strings.ToLower(d)
-		if d == domain || strings.HasPrefix(d, ".") && strings.HasSuffix(domain, d) {
-			s.explain("rcpt", "%s is not local, but matches %s of smtpd.relay_domains", to.Domain, d)
-			return true
-		}
+	if d, ok := s.relayDomain(to.Domain); ok {
+		s.explain("rcpt", "%s is not local, but matches %s of smtpd.relay_domains", to.Domain, d)
+		return true
 	}
 	s.explain("rcpt", "%s is not local, and neither smtpd.relay_from nor smtpd.relay_domains lets it pass", to.Domain)
 	return false
@@ -330,7 +336,10 @@ func (s *session) mayRelay(to envelope.Address) bool {
 // Reset implements smtp.Session.
 func (s *session) Reset() {
 	s.from, s.mail, s.to = envelope.Address{}, smtp.MailOptions{}, nil
+	if s.visit != nil {
+		s.visit.Reset()
+	}
 }
 
 // Close implements smtp.Session.
-func (s *session) Close() {}
+func (s *session) Close() { s.policyClose() }

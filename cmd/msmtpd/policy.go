@@ -1,0 +1,73 @@
+package main
+
+import (
+	"fmt"
+	"log/slog"
+	"net/netip"
+	"slices"
+
+	"pennypost/internal/config"
+	"pennypost/internal/policy"
+	"pennypost/internal/resolve"
+)
+
+// newPolicy is what mpolicy(5) describes. With dry it reads what is remembered and remembers
+// nothing.
+func newPolicy(cfg *config.Config, relayFrom []netip.Prefix, dry bool, log *slog.Logger) (*policy.Policy, error) {
+	c := &cfg.Policy
+	trusted, err := prefixes("policy.trusted", c.Trusted)
+	if err != nil {
+		return nil, err
+	}
+	o := policy.Options{
+		Hostname: cfg.Hostname, Trusted: append(trusted, relayFrom...), State: c.State, DryRun: dry,
+		HeloOwn: slices.Contains(c.Helo, "own"), HeloAddress: slices.Contains(c.Helo, "address"),
+		HeloUnqualified: slices.Contains(c.Helo, "unqualified"),
+		ReverseDNS:      c.ReverseDNS, Score: c.DNSBLScore, DNSTimeout: c.DNSBLTimeout.Std(),
+		GreetDelay: c.GreetDelay.Std(), EarlyAction: policy.Reject,
+		ClientRate: c.ClientRate, NetworkRate: c.NetworkRate,
+		ClientSessions: c.ClientSessions, NetworkSessions: c.NetworkSessions, UserRecipients: c.UserRecipients,
+		Greylist: c.Greylist, Grey: policy.GreyTimes{
+			Delay: c.GreylistDelay.Std(), Window: c.GreylistWindow.Std(), Expiry: c.GreylistExpiry.Std(), Known: c.GreylistKnown,
+		},
+		Tarpit: c.Tarpit.Std(), UnknownLimit: c.UnknownLimit, Quota: c.Quota, RelayFile: c.RelayRecipients,
+		Now: cfg.Now(), Log: log,
+	}
+	if c.EarlyTalker == "log" {
+		o.EarlyAction = policy.Note
+	}
+	for _, d := range c.DNSBL {
+		answers, err := prefixes("policy.dnsbl.answers", d.Answers)
+		if err != nil {
+			return nil, err
+		}
+		o.Zones = append(o.Zones, policy.Zone{Name: d.Zone, Weight: d.Weight, Answers: answers})
+	}
+	r := resolve.Options{
+		ResolvConf: "/etc/resolv.conf", Hosts: cfg.DNS.Hosts, Timeout: cfg.DNS.Timeout.Std(), TrustAD: cfg.DNS.TrustAD,
+	}
+	if cfg.DNS.Resolver != "" {
+		r.Servers = []string{cfg.DNS.Resolver}
+	}
+	o.DNS = resolve.New(r)
+	return policy.New(o), nil
+}
+
+// prefixes reads the networks and addresses of one key.
+func prefixes(key string, list []string) ([]netip.Prefix, error) {
+	var out []netip.Prefix
+	for _, s := range list {
+		p, err := netip.ParsePrefix(s)
+		if err != nil {
+			var ip netip.Addr
+			if ip, err = netip.ParseAddr(s); err == nil {
+				p = netip.PrefixFrom(ip, ip.BitLen())
+			}
+		}
+		if err != nil {
+			return nil, fmt.Errorf("%s: %q is no network (10.0.0.0/8) or address", key, s)
+		}
+		out = append(out, p.Masked())
+	}
+	return out, nil
+}

@@ -1,0 +1,305 @@
+package policy
+
+import (
+	"bufio"
+	"bytes"
+	"context"
+	"errors"
+	"fmt"
+	"io"
+	"io/fs"
+	"math"
+	"os"
+	"path/filepath"
+	"strconv"
+	"strings"
+	"sync"
+	"time"
+
+	"pennypost/internal/envelope"
+	"pennypost/internal/resolve"
+)
+
+// temporary tells whether a look-up may succeed later.
+func temporary(err error) bool {
+	var e *resolve.Error
+	if errors.As(err, &e) {
+		return e.Status.Verdict == envelope.Deferred
+	}
+	return errors.Is(err, context.DeadlineExceeded) || errors.Is(err, context.Canceled)
+}
+
+// Limits are what a mailbox may hold; 0 is no limit.
+type Limits struct {
+	Octets   int64
+	Messages int64
+}
+
+// Quota judges whether a mailbox takes size octets more; size is 0 where the client does not say.
+// fields are the extra fields of the account. What the mailbox holds is read from its maildirsize
+// and not counted: where that file is missing, or not ours to read, nothing is said.
+func (p *Policy) Quota(maildir string, fields map[string]string, size int64) Verdict {
+	const name = "quota"
+	if !p.o.Quota || maildir == "" {
+		return pass(name, "quotas are not looked at")
+	}
+	limit, err := accountLimits(fields)
+	if err != nil {
+		p.o.Log.Error("quota of an account cannot be read", "mailbox", maildir, "err", err)
+	}
+	f, err := os.Open(filepath.Join(maildir, "maildirsize"))
+	if errors.Is(err, fs.ErrNotExist) {
+		return pass(name, "the mailbox does not count what it holds")
+	}
+	if err != nil {
+		return pass(name, "what the mailbox holds cannot be read: %v", err)
+	}
+	defer f.Close()
+	own, used, err := ReadMaildirSize(f)
+	if err != nil {
+		return pass(name, "what the mailbox holds cannot be read: %v", err)
+	}
+	if limit == (Limits{}) {
+		limit = own
+	}
+	full := func(what string, used, limit int64) Verdict {
+		return Verdict{
+			Check: name, Action: Defer, Why: fmt.Sprintf("the mailbox holds %d of %d %s", used, limit, what),
+			Code: 452, DSN: "4.2.2", Reply: "mailbox is full",
+		}
+	}
+	switch {
+	case limit.Octets > 0 && (used.Octets >= limit.Octets || size > limit.Octets-used.Octets):
+		return full("octets", used.Octets, limit.Octets)
+	case limit.Messages > 0 && used.Messages >= limit.Messages:
+		return full("messages", used.Messages, limit.Messages)
+	case limit == (Limits{}):
+		return pass(name, "the mailbox has no limit")
+	}
+	return pass(name, "the mailbox has room")
+}
+
+// maxMaildirSize bounds what is read; its keepers rewrite it at 5120 octets.
+const maxMaildirSize = 1 << 20
+
+// ReadMaildirSize adds up a maildirsize file of Maildir++: its limits in the first line, such as
+// "1000000S,1000C", then one change a line, octets and messages. The last line may be torn.
+func ReadMaildirSize(r io.Reader) (limit, used Limits, err error) {
+	bad := errors.New("maildirsize is broken")
+	b, err := io.ReadAll(io.LimitReader(r, maxMaildirSize+1))
+	if err != nil {
+		return limit, used, err
+	}
+	if len(b) > maxMaildirSize {
+		return limit, used, errors.New("maildirsize is too long")
+	}
+	first, rest, whole := bytes.Cut(b, []byte("\n"))
+	if !whole {
+		return limit, used, bad
+	}
+	for part := range strings.SplitSeq(string(bytes.TrimSpace(first)), ",") {
+		if part == "" {
+			continue
+		}
+		n, err := strconv.ParseInt(part[:len(part)-1], 10, 64)
+		if err != nil || n < 0 {
+			return limit, used, bad
+		}
+		switch part[len(part)-1] {
+		case 'S':
+			limit.Octets = n
+		case 'C':
+			limit.Messages = n
+		default:
+			return limit, used, bad
+		}
+	}
+	for len(rest) > 0 {
+		var line []byte
+		if line, rest, whole = bytes.Cut(rest, []byte("\n")); !whole {
+			break
+		}
+		f := strings.Fields(string(line))
+		if len(f) == 0 {
+			continue // padding, as some writers leave
+		}
+		if len(f) != 2 {
+			return limit, used, bad
+		}
+		octets, err1 := strconv.ParseInt(f[0], 10, 64)
+		messages, err2 := strconv.ParseInt(f[1], 10, 64)
+		if err1 != nil || err2 != nil {
+			return limit, used, bad
+		}
+		used.Octets, used.Messages = add(used.Octets, octets), add(used.Messages, messages)
+	}
+	return limit, used, nil
+}
+
+// add does not wrap.
+func add(a, b int64) int64 {
+	s := a + b
+	switch {
+	case a > 0 && b > 0 && s < 0:
+		return math.MaxInt64
+	case a < 0 && b < 0 && s >= 0:
+		return math.MinInt64
+	}
+	return s
+}
+
+// accountLimits reads Dovecot's quota_rule ("*:storage=1G:messages=1000") and, since its version
+// 2.4, quota_storage_size and quota_message_count, all with or without "userdb_" before them.
+func accountLimits(fields map[string]string) (l Limits, err error) {
+	field := func(name string) string {
+		if v := fields["userdb_"+name]; v != "" {
+			return v
+		}
+		return fields[name]
+	}
+	if v := field("quota_storage_size"); v != "" {
+		if l.Octets, err = parseSize(v, 1); err != nil {
+			return Limits{}, err
+		}
+	}
+	if v := field("quota_message_count"); v != "" {
+		if l.Messages, err = parseSize(v, 1); err != nil {
+			return Limits{}, err
+		}
+	}
+	rule := field("quota_rule")
+	which, rule, ok := strings.Cut(rule, ":")
+	if !ok || which != "*" && which != "?" {
+		return l, nil // of one folder, which does not bind delivery to the inbox alone
+	}
+	for part := range strings.SplitSeq(rule, ":") {
+		k, v, _ := strings.Cut(part, "=")
+		switch k {
+		case "storage":
+			l.Octets, err = parseSize(v, 1024)
+		case "bytes":
+			l.Octets, err = parseSize(v, 1)
+		case "messages":
+			l.Messages, err = parseSize(v, 1)
+		case "ignore", "":
+		default:
+			err = fmt.Errorf("quota rule: %q is not known", part)
+		}
+		if err != nil {
+			return Limits{}, err
+		}
+	}
+	return l, nil
+}
+
+// parseSize reads "500", "500M" or "1 GB"; unit is what a bare number counts.
+func parseSize(s string, unit int64) (int64, error) {
+	bad := fmt.Errorf("%q is no size", s)
+	num := strings.ToUpper(strings.TrimSpace(s))
+	if num == "UNLIMITED" {
+		return 0, nil
+	}
+	long := strings.TrimRight(num, "B")
+	if long != num && long != "" && strings.ContainsAny(long[len(long)-1:], "0123456789 ") {
+		unit = 1
+	}
+	num = strings.TrimSuffix(long, "I")
+	if num == "" {
+		return 0, bad
+	}
+	if i := strings.IndexByte("KMGT", num[len(num)-1]); i >= 0 {
+		unit, num = 1<<(10*(i+1)), num[:len(num)-1]
+	}
+	n, err := strconv.ParseInt(strings.TrimSpace(num), 10, 64)
+	if err != nil || n < 0 {
+		return 0, bad
+	}
+	if n > math.MaxInt64/unit {
+		return math.MaxInt64, nil
+	}
+	return n * unit, nil
+}
+
+// recipientFile is the list of the addresses that exist behind us, read again when it changes.
+type recipientFile struct {
+	path string
+
+	mu    sync.Mutex
+	mtime time.Time
+	size  int64
+	ino   os.FileInfo
+	known map[string]bool // "local@domain", or "@domain" for all of it
+}
+
+// RelayRecipient judges a recipient in a domain that this host is a backup MX for. Taking mail
+// for addresses that do not exist there would make us send bounces to strangers.
+func (p *Policy) RelayRecipient(to envelope.Address) Verdict {
+	const name = "relay-recipient"
+	if p.o.RelayFile == "" {
+		return pass(name, "there is no list of recipients")
+	}
+	known, err := p.relay.has(to)
+	switch {
+	case err != nil:
+		p.o.Log.Error("list of relay recipients cannot be read", "err", err)
+		return Verdict{
+			Check: name, Action: Defer, Why: err.Error(),
+			Code: 451, DSN: "4.3.0", Reply: "cannot look up the address right now, try again later",
+		}
+	case !known:
+		return Verdict{
+			Check: name, Action: Reject, Why: to.String() + " is not in " + p.o.RelayFile,
+			Code: 550, DSN: "5.1.1", Reply: "no such user: " + to.String(),
+		}
+	}
+	return pass(name, "%s is in %s", to, p.o.RelayFile)
+}
+
+func (r *recipientFile) has(to envelope.Address) (bool, error) {
+	r.mu.Lock()
+	defer r.mu.Unlock()
+	fi, err := os.Stat(r.path)
+	if err != nil {
+		return false, err
+	}
+	if r.known == nil || !fi.ModTime().Equal(r.mtime) || fi.Size() != r.size || !os.SameFile(fi, r.ino) {
+		f, err := os.Open(r.path)
+		if err != nil {
+			return false, err
+		}
+		known, err := readRecipients(f)
+		if err = errors.Join(err, f.Close()); err != nil {
+			return false, fmt.Errorf("%s: %w", r.path, err)
+		}
+		r.known, r.mtime, r.size, r.ino = known, fi.ModTime(), fi.Size(), fi
+	}
+	domain := "@" + envelope.FoldDomain(to.Domain)
+	return r.known[strings.ToLower(to.Local)+domain] || r.known[domain], nil
+}
+
+// readRecipients reads one address a line; the rest of a line, behind a blank or a colon, is
+// passed over, so that a table of Postfix serves as it is.
+func readRecipients(r io.Reader) (map[string]bool, error) {
+	known := map[string]bool{}
+	s := bufio.NewScanner(r)
+	for n := 1; s.Scan(); n++ {
+		line := strings.TrimSpace(s.Text())
+		if line == "" || line[0] == '#' || s.Text()[0] == ' ' || s.Text()[0] == '\t' {
+			continue
+		}
+		name := line
+		if i := strings.IndexAny(name, " \t:"); i >= 0 && name[0] != '"' {
+			name = name[:i]
+		}
+		if d, ok := strings.CutPrefix(name, "@"); ok && envelope.CheckDomain(envelope.FoldDomain(d)) == nil {
+			known["@"+envelope.FoldDomain(d)] = true
+			continue
+		}
+		a, err := envelope.ParseAddress(name)
+		if err != nil {
+			return nil, fmt.Errorf("line %d: %w", n, err)
+		}
+		known[strings.ToLower(a.Local)+"@"+envelope.FoldDomain(a.Domain)] = true
+	}
+	return known, s.Err()
+}
