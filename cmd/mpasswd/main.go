@@ -1,4 +1,4 @@
-// Command mpasswd makes, changes, lists and tests accounts.
+// Command mpasswd makes, changes, lists and tests accounts, and checks passwords for the daemons.
 package main
 
 import (
@@ -6,6 +6,7 @@ import (
 	"fmt"
 	"io/fs"
 	"path/filepath"
+	"time"
 
 	urfave "github.com/urfave/cli/v2"
 
@@ -21,18 +22,23 @@ func main() { cli.Main(app()) }
 
 func app() *urfave.App {
 	scheme := &urfave.StringFlag{Name: "scheme", Value: password.DefaultScheme, Usage: "hash the password by `SCHEME`"}
+	scram := &urfave.StringFlag{Name: "scram", Value: "sha-256", Usage: "store keys for SCRAM: sha-256, all or none"}
 	flags := func(more ...urfave.Flag) []urfave.Flag { return append(more, cli.Config(), cli.JSON(), cli.DryRun()) }
 	return &urfave.App{
 		Name: "mpasswd", Usage: "make, change and test accounts", Flags: flags(),
 		Commands: []*urfave.Command{
-			{Name: "add", Usage: "make an account; the password is read from standard input", ArgsUsage: "address", Action: with(add), Flags: flags(scheme,
+			{Name: "add", Usage: "make an account; the password is read from standard input", ArgsUsage: "address", Action: with(add), Flags: flags(scheme, scram,
 				&urfave.StringFlag{Name: "home", Usage: "home `DIR` of the account"},
 				&urfave.StringFlag{Name: "extra", Usage: "extra `FIELDS`, such as userdb_quota_rule=*:storage=1G"},
 				&urfave.BoolFlag{Name: "no-password", Usage: "make a mailbox nobody can log in to"})},
-			{Name: "passwd", Usage: "change the password of an account", ArgsUsage: "address", Action: with(change), Flags: flags(scheme)},
+			{Name: "passwd", Usage: "change the password of an account", ArgsUsage: "address", Action: with(change), Flags: flags(scheme, scram)},
 			{Name: "rm", Usage: "remove an account; its mail stays", ArgsUsage: "address", Action: with(remove), Flags: flags()},
 			{Name: "test", Usage: "tell by the exit status whether the password on standard input is right", ArgsUsage: "address", Action: with(test), Flags: flags()},
 			{Name: "list", Usage: "print the accounts", Action: list, Flags: flags()},
+			{Name: "serve", Usage: "check passwords for the daemons", Action: run, Flags: []urfave.Flag{cli.Config(), cli.JSON(),
+				&urfave.StringFlag{Name: "listen", Usage: "serve the UNIX socket `PATH`, or \"config\" for accounts.auth_socket"},
+				&urfave.DurationFlag{Name: "idle", Value: 10 * time.Minute, Usage: "end an activated process after `TIME` without a client (0: never)"},
+				&urfave.IntFlag{Name: "notify-fd", Usage: "write a newline to descriptor `N` when ready"}}},
 			{Name: "hash", Usage: "print the password on standard input as it would be stored", Action: hash, Flags: flags(scheme)},
 		},
 	}

@@ -22,11 +22,14 @@ var (
 // Edit is one change of a users or secrets file: all lines but those of the address stay as
 // they are, comments and order included.
 type Edit struct {
-	Path   string
-	Perm   fs.FileMode // of a file that does not exist yet
-	First  string      // domain of names without one
-	Addr   envelope.Address
+	Path  string
+	Perm  fs.FileMode // of a file that does not exist yet
+	First string      // domain of names without one
+	Addr  envelope.Address
+	// Change is called for each line of the address, and once without one when there is none.
+	// What it returns may be several lines.
 	Change func(line string, found bool) (newLine string, keep bool, err error)
+	End    func() error // called after the last line, where set
 	DryRun bool
 }
 
@@ -64,7 +67,7 @@ func (e Edit) apply(data string) (string, error) {
 	for rest := data; rest != ""; {
 		line, after, ended := strings.Cut(rest, "\n")
 		rest = after
-		if !found && e.isOurs(p, line) {
+		if e.isOurs(p, line) {
 			found = true
 			n, keep, err := e.Change(line, true)
 			if err != nil {
@@ -87,6 +90,11 @@ func (e Edit) apply(data string) (string, error) {
 		}
 		if keep {
 			b.WriteString(n + "\n")
+		}
+	}
+	if e.End != nil {
+		if err := e.End(); err != nil {
+			return "", err
 		}
 	}
 	return b.String(), nil
@@ -157,28 +165,46 @@ func AddUser(path, first string, addr envelope.Address, home, extra string, dry 
 	return err
 }
 
-// SetSecret stores a hashed password for addr. With add there must be none yet, else there
-// must be one. In a file that is users and secrets in one, the other fields stay.
-func SetSecret(path, first string, addr envelope.Address, stored string, add, dry bool) error {
-	_, err := Edit{Path: path, Perm: 0o600, First: first, Addr: addr, DryRun: dry, Change: func(line string, found bool) (string, bool, error) {
+// SetSecret stores the records of a new password for addr, the hash first, in place of all the
+// old ones. With add there must be none yet, else there must be one. In a file that is users and
+// secrets in one, the other fields stay.
+func SetSecret(path, first string, addr envelope.Address, records []string, add, dry bool) error {
+	had, set := false, false
+	change := func(line string, found bool) (string, bool, error) {
 		name, rest, _ := strings.Cut(line, ":")
 		old, fields, more := strings.Cut(rest, ":")
-		switch {
-		case add && old != "":
-			return "", false, fmt.Errorf("%s: a password %w in %s", addr, ErrExists, path)
-		case !add && old == "":
-			return "", false, fmt.Errorf("%s: %w with a password in %s", addr, ErrNoUser, path)
-		case !found:
-			return addr.String() + ":" + stored, true, nil
-		case more:
-			return name + ":" + stored + ":" + fields, true, nil
+		if trim(old) != "" {
+			had = true
+			if add {
+				return "", false, fmt.Errorf("%s: a password %w in %s", addr, ErrExists, path)
+			}
 		}
-		return name + ":" + stored, true, nil
+		if set { // further lines of the address: their records are of the old password
+			return name + "::" + fields, more, nil
+		}
+		set = true
+		if !found {
+			name = addr.String()
+		}
+		first := name + ":" + records[0]
+		if more {
+			first += ":" + fields
+		}
+		for _, r := range records[1:] {
+			first += "\n" + addr.String() + ":" + r
+		}
+		return first, true, nil
+	}
+	_, err := Edit{Path: path, Perm: 0o600, First: first, Addr: addr, DryRun: dry, Change: change, End: func() error {
+		if !add && !had {
+			return fmt.Errorf("%s: %w with a password in %s", addr, ErrNoUser, path)
+		}
+		return nil
 	}}.Run()
 	return err
 }
 
-// Remove takes the line of addr out of a users or secrets file, and tells whether it was there.
+// Remove takes the lines of addr out of a users or secrets file, and tells whether it was there.
 func Remove(path, first string, addr envelope.Address, dry bool) (bool, error) {
 	return Edit{Path: path, Perm: 0o600, First: first, Addr: addr, DryRun: dry, Change: func(line string, _ bool) (string, bool, error) {
 		return line, false, nil

@@ -24,21 +24,33 @@ func TestEdits(t *testing.T) {
 		err  error
 		want string
 	}{
-		{func() error { return SetSecret(p, "a.test", at("ann"), "{S}new", false, false) }, nil,
+		{func() error { return SetSecret(p, "a.test", at("ann"), []string{"{S}new"}, false, false) }, nil,
 			"# people\nann@a.test:{S}new:1:2::/h::e=1\n\n  # more\nBob:{PLAIN}y\nlast@a.test:{PLAIN}z\n"},
-		{func() error { return SetSecret(p, "a.test", at("bob"), "{S}b", false, false) }, nil,
+		{func() error { return SetSecret(p, "a.test", at("bob"), []string{"{S}b"}, false, false) }, nil,
 			"# people\nann@a.test:{S}new:1:2::/h::e=1\n\n  # more\nBob:{S}b\nlast@a.test:{PLAIN}z\n"},
-		{func() error { return SetSecret(p, "a.test", at("bob"), "{S}c", true, false) }, ErrExists, ""},
-		{func() error { return SetSecret(p, "a.test", at("eve"), "{S}c", false, false) }, ErrNoUser, ""},
+		{func() error { return SetSecret(p, "a.test", at("bob"), []string{"{S}c"}, true, false) }, ErrExists, ""},
+		{func() error { return SetSecret(p, "a.test", at("eve"), []string{"{S}c"}, false, false) }, ErrNoUser, ""},
 		{func() error { return AddUser(p, "a.test", at("bob"), "", "", false) }, ErrExists, ""},
-		{func() error { return SetSecret(p, "a.test", at("eve"), "{S}e", true, true) }, nil, ""}, // dry
-		{func() error { _, err := Remove(p, "a.test", at("bob"), true); return err }, nil, ""},   // dry
+		{func() error { return SetSecret(p, "a.test", at("eve"), []string{"{S}e"}, true, true) }, nil, ""}, // dry
+		{func() error { _, err := Remove(p, "a.test", at("bob"), true); return err }, nil, ""},             // dry
 		{func() error { return AddUser(p, "a.test", at("eve"), "/home/eve", "q=1", false) }, nil,
 			"# people\nann@a.test:{S}new:1:2::/h::e=1\n\n  # more\nBob:{S}b\nlast@a.test:{PLAIN}z\neve@a.test:::::/home/eve::q=1\n"},
-		{func() error { return SetSecret(p, "a.test", at("eve"), "{S}e", true, false) }, nil,
+		{func() error { return SetSecret(p, "a.test", at("eve"), []string{"{S}e"}, true, false) }, nil,
 			"# people\nann@a.test:{S}new:1:2::/h::e=1\n\n  # more\nBob:{S}b\nlast@a.test:{PLAIN}z\neve@a.test:{S}e::::/home/eve::q=1\n"},
 		{func() error { _, err := Remove(p, "a.test", at("bob"), false); return err }, nil,
 			"# people\nann@a.test:{S}new:1:2::/h::e=1\n\n  # more\nlast@a.test:{PLAIN}z\neve@a.test:{S}e::::/home/eve::q=1\n"},
+		// The records of one password come and go together.
+		{func() error {
+			return SetSecret(p, "a.test", at("ann"), []string{"{S}2", "{SCRAM-X}k", "{SCRAM-Y}l"}, false, false)
+		}, nil,
+			"# people\nann@a.test:{S}2:1:2::/h::e=1\nann@a.test:{SCRAM-X}k\nann@a.test:{SCRAM-Y}l\n\n  # more\nlast@a.test:{PLAIN}z\neve@a.test:{S}e::::/home/eve::q=1\n"},
+		{func() error { return SetSecret(p, "a.test", at("ann"), []string{"{S}3"}, true, false) }, ErrExists, ""},
+		{func() error { return SetSecret(p, "a.test", at("ann"), []string{"{S}3"}, false, false) }, nil,
+			"# people\nann@a.test:{S}3:1:2::/h::e=1\n\n  # more\nlast@a.test:{PLAIN}z\neve@a.test:{S}e::::/home/eve::q=1\n"},
+		{func() error { return SetSecret(p, "a.test", at("last"), []string{"{S}l", "{SCRAM-X}k"}, false, false) }, nil,
+			"# people\nann@a.test:{S}3:1:2::/h::e=1\n\n  # more\nlast@a.test:{S}l\nlast@a.test:{SCRAM-X}k\neve@a.test:{S}e::::/home/eve::q=1\n"},
+		{func() error { _, err := Remove(p, "a.test", at("last"), false); return err }, nil,
+			"# people\nann@a.test:{S}3:1:2::/h::e=1\n\n  # more\neve@a.test:{S}e::::/home/eve::q=1\n"},
 	} {
 		before, _ := os.ReadFile(p)
 		if err := c.do(); !errors.Is(err, c.err) {
@@ -59,7 +71,7 @@ func TestEdits(t *testing.T) {
 	}
 	// A new file is made with its rights, and a link stays a link.
 	q := filepath.Join(dir, "new-secrets")
-	if err := SetSecret(q, "a.test", at("x"), "{S}x", true, false); err != nil {
+	if err := SetSecret(q, "a.test", at("x"), []string{"{S}x"}, true, false); err != nil {
 		t.Fatal(err)
 	}
 	if fi, err := os.Stat(q); err != nil || fi.Mode().Perm() != 0o600 {
@@ -69,7 +81,7 @@ func TestEdits(t *testing.T) {
 	if err := os.Symlink(q, l); err != nil {
 		t.Fatal(err)
 	}
-	if err := SetSecret(l, "a.test", at("y"), "{S}y", true, false); err != nil {
+	if err := SetSecret(l, "a.test", at("y"), []string{"{S}y"}, true, false); err != nil {
 		t.Fatal(err)
 	}
 	if fi, _ := os.Lstat(l); fi.Mode()&os.ModeSymlink == 0 {
