@@ -60,7 +60,13 @@ func (s *Scheduler) Run(ctx context.Context, ready func() error) error {
 	_ = control.Close()
 	s.drain(cancel)
 	side.Wait()
-	return errors.Join(err, s.put(), s.q.WriteDue(s.earliest()))
+	err = errors.Join(err, s.put(), s.q.WriteDue(s.earliest()))
+	if s.missed != "" {
+		// The datagram is read and gone; a service manager that holds the socket starts the
+		// next scheduler for a new one.
+		s.o.Spool.Poke(s.missed)
+	}
+	return err
 }
 
 func (s *Scheduler) listen() (*spool.Wake, *net.UnixListener, error) {

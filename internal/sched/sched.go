@@ -102,6 +102,7 @@ type Scheduler struct {
 	journal  *spool.Journal
 	dirty    map[ref]struct{} // entries the journal does not know yet
 	ending   bool             // no attempt is begun any more
+	missed   string           // id of a poke that came too late for this scheduler
 	byHand   bool             // for verbs only, in place of a scheduler that does not run
 	ctx      context.Context  // of attempts
 	counts   Counts
@@ -266,6 +267,9 @@ func (s *Scheduler) setAside(id string, why error) {
 func (s *Scheduler) intake(id string, checkLog bool) error {
 	s.mu.Lock()
 	ending := s.ending && !s.byHand
+	if ending {
+		s.missed = id
+	}
 	s.mu.Unlock()
 	if ending {
 		return nil
