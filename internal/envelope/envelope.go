@@ -40,6 +40,7 @@ type Envelope struct {
 	RequireTLS bool        `json:"requiretls,omitempty"` // RFC 8689
 	HoldUntil  *time.Time  `json:"hold_until,omitempty"` // RFC 4865
 	Quarantine string      `json:"quarantine,omitempty"` // why a filter wants a person to look first; "" is no hold
+	Hold       string      `json:"hold,omitempty"`       // how it was asked for: "for;3600", "until;2026-11-23T10:00:00Z"
 	DeliverBy  *DeliverBy  `json:"deliver_by,omitempty"` // RFC 2852
 	Priority   int         `json:"priority,omitempty"`   // RFC 6710, -9..9
 	EOL        string      `json:"eol"`

@@ -114,7 +114,9 @@ func (s *Scheduler) pokes(w *spool.Wake) {
 	burst := 0
 	for id := range ids {
 		burst++
-		if id == "" {
+		if domain, below, ok := spool.PokedDomain(id); ok {
+			s.flushDomain(domain, below)
+		} else if id == "" {
 			s.scan(false)
 		} else if err := s.intake(id, false); err != nil {
 			s.o.Log.Error("message cannot be taken in", "id", id, "err", err)

@@ -326,28 +326,7 @@ func (s *Scheduler) flush(c *Command, who Who, out Sink) (int, error) {
 	if !who.Admin {
 		return envelope.ExNoPerm, errors.New("only the spool's owner, root and members of admin_group may flush")
 	}
-	var ids []string
-	s.mu.Lock()
-	now := s.now()
-	s.entries.each(func(r ref, e *entry) bool {
-		if e.flags&held != 0 || e.state == working || !s.flushes(e, c.Target) {
-			return true
-		}
-		ids = append(ids, string(e.id[:]))
-		if c.DryRun {
-			return true
-		}
-		if e.state == idle {
-			e.due = now
-			s.park(r, e)
-		} else {
-			s.wakeHop(s.hops[e.hop])
-		}
-		return true
-	})
-	s.fireUntil(now)
-	s.dispatch()
-	s.mu.Unlock()
+	ids := s.makeDue(c.DryRun, func(e *entry) bool { return s.flushes(e, c.Target) })
 	slices.Sort(ids)
 	if !c.JSON && !c.DryRun {
 		return envelope.ExOK, nil
@@ -364,6 +343,44 @@ func (s *Scheduler) flush(c *Command, who Who, out Sink) (int, error) {
 		}
 	}
 	return envelope.ExOK, nil
+}
+
+// makeDue makes messages due at once and names them; with dry it only names them.
+func (s *Scheduler) makeDue(dry bool, wanted func(*entry) bool) (ids []string) {
+	s.mu.Lock()
+	defer s.mu.Unlock()
+	now := s.now()
+	s.entries.each(func(r ref, e *entry) bool {
+		if e.flags&held != 0 || e.state == working || !wanted(e) {
+			return true
+		}
+		ids = append(ids, string(e.id[:]))
+		if dry {
+			return true
+		}
+		if e.state == idle {
+			e.due = now
+			s.park(r, e)
+		} else {
+			s.wakeHop(s.hops[e.hop])
+		}
+		return true
+	})
+	s.fireUntil(now)
+	s.dispatch()
+	return ids
+}
+
+// flushDomain is what a client of msmtpd may ask for by ETRN (RFC 1985 §5.3).
+func (s *Scheduler) flushDomain(domain string, below bool) {
+	ids := s.makeDue(false, func(e *entry) bool {
+		if s.flushes(e, domain) {
+			return true
+		}
+		_, d, _ := strings.Cut(e.to(), "@")
+		return below && strings.HasSuffix(strings.ToLower(d), "."+strings.ToLower(domain))
+	})
+	s.o.Log.Info("domain is started", "domain", domain, "below", below, "messages", len(ids))
 }
 
 // flushes tells whether a message belongs to what is flushed. Of a message for several next

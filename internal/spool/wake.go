@@ -14,6 +14,7 @@ import (
 	"golang.org/x/sys/unix"
 
 	"pennypost/internal/durable"
+	"pennypost/internal/envelope"
 )
 
 // maxSunPath is what fits a UNIX socket address everywhere, with its NUL.
@@ -30,20 +31,41 @@ type waker struct {
 
 // Poke tells the scheduler that a message is there. It never blocks, and errors are ignored: a
 // full or missing socket only means that the scheduler finds the message at its next scan.
-func (s *Spool) Poke(id string) {
-	w := &s.wake
+func (s *Spool) Poke(id string) { _ = s.wake.send(id) }
+
+// PokeDomain asks the scheduler to make the mail for a domain due now, with below also that for
+// the domains below it. An error says that nobody was told.
+func (s *Spool) PokeDomain(domain string, below bool) error {
+	if err := envelope.CheckDomain(domain); err != nil {
+		return err
+	}
+	word := "@"
+	if below {
+		word = "@."
+	}
+	return s.wake.send(word + domain)
+}
+
+func (w *waker) send(text string) error {
 	w.mu.Lock()
 	defer w.mu.Unlock()
 	if !w.open {
 		fd, err := datagramSocket()
 		if err != nil {
-			return
+			return err
 		}
 		w.fd, w.open = fd, true
 	}
-	_ = withSocketPath(w.dir, fileWake, func(path string) error {
-		return unix.Sendto(w.fd, []byte(id), unix.MSG_DONTWAIT, &unix.SockaddrUnix{Name: path})
+	return withSocketPath(w.dir, fileWake, func(path string) error {
+		return unix.Sendto(w.fd, []byte(text), unix.MSG_DONTWAIT, &unix.SockaddrUnix{Name: path})
 	})
+}
+
+// PokedDomain reads what PokeDomain sent.
+func PokedDomain(word string) (domain string, below, ok bool) {
+	domain, ok = strings.CutPrefix(word, "@")
+	domain, below = strings.CutPrefix(domain, ".")
+	return domain, below, ok && envelope.CheckDomain(domain) == nil
 }
 
 func (w *waker) close() error {
@@ -125,12 +147,15 @@ func AdoptWake(fd uintptr) (*Wake, error) {
 	return &Wake{f: os.NewFile(fd, fileWake)}, nil
 }
 
-// Next waits for a poke and returns its queue id, or "" for a poke without a usable one (look
-// into incoming/ then). After Close it returns os.ErrClosed.
+// Next waits for a poke and returns its queue id, a word that PokedDomain reads, or "" for a
+// poke without a usable one (look into incoming/ then). After Close it returns os.ErrClosed.
 func (w *Wake) Next() (string, error) {
-	var b [64]byte
+	var b [300]byte
 	n, err := w.f.Read(b[:])
 	if n > 0 && ValidID(string(b[:n])) {
+		return string(b[:n]), nil
+	}
+	if _, _, ok := PokedDomain(string(b[:n])); ok {
 		return string(b[:n]), nil
 	}
 	if err == io.EOF { // an empty datagram

@@ -15,6 +15,7 @@ type Trace struct {
 	Comment string // put behind By in parentheses: "pennypost, from userid 1000"
 	With    string // RFC 3848: "ESMTPSA"; "" leaves the clause out
 	For     bool   // name the recipient when there is exactly one
+	Pri     string // RFC 6710 §4.1's PRIORITY clause; "" leaves it out
 	TLS     string // cipher suite for RFC 8314 §4.3's clause; "" leaves it out
 }
 
@@ -41,6 +42,9 @@ func (t *Trace) line(env *envelope.Envelope, hostname string, now time.Time) str
 	b.WriteString("\n\tid " + env.ID)
 	if t.For && len(env.To) == 1 {
 		b.WriteString("\n\tfor <" + printable(env.To[0].Addr, 320) + ">")
+	}
+	if t.Pri != "" {
+		b.WriteString("\n\tPRIORITY " + printable(t.Pri, 2))
 	}
 	if t.TLS != "" {
 		b.WriteString("\n\ttls " + printable(t.TLS, 60))
