@@ -132,6 +132,9 @@ func (p *Policy) askReverse(ctx context.Context, ip netip.Addr) *reverse {
 	go func() {
 		defer close(r.done)
 		r.names, r.err = p.o.DNS.Reverse(ctx, ip)
+		if p.o.ReverseDNS == "exists" {
+			return
+		}
 		for _, n := range r.names {
 			addrs, err := p.o.DNS.Addrs(ctx, n)
 			if slices.Contains(addrs, ip) {
@@ -165,7 +168,7 @@ func (v *Visit) reverseDNS(ctx context.Context, _ Mail) Verdict {
 			Reply: "your address " + ip.String() + " has no name in DNS",
 		}
 	case v.p.o.ReverseDNS == "exists":
-		return pass(name, "%s has the name %s", ip, r.names[0])
+		return pass(name, "%s is called %s", ip, r.names[0])
 	}
 	return Verdict{
 		Check: name, Action: Reject, Why: fmt.Sprintf("%s has the name %s, which does not have that address", ip, r.names[0]),

@@ -244,18 +244,6 @@ func (t *table) make() ([]byte, error) {
 
 func castagnoli() *crc32.Table { return crc32.MakeTable(crc32.Castagnoli) } // made once, inside crc32
 
-// close ends the use of the file; a later update opens it again.
-func (t *table) close() error {
-	t.mu.Lock()
-	defer t.mu.Unlock()
-	if t.f == nil {
-		return nil
-	}
-	err := t.f.Close()
-	t.f = nil
-	return err
-}
-
 // bucket is the block in which a key belongs.
 type bucket struct {
 	block *[blockSize]byte

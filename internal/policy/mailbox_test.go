@@ -1,0 +1,168 @@
+package policy
+
+import (
+	"os"
+	"path/filepath"
+	"strings"
+	"testing"
+	"time"
+)
+
+func TestReadMaildirSize(t *testing.T) {
+	for _, c := range []struct {
+		name, text  string
+		limit, used Limits
+		bad         bool
+	}{
+		{"both limits", "1000S,10C\n100 1\n200 2\n-50 -1\n", Limits{1000, 10}, Limits{250, 2}, false},
+		{"size only", "1000S\n", Limits{1000, 0}, Limits{}, false},
+		{"no limit", "\n5 1\n", Limits{}, Limits{5, 1}, false},
+		{"padded, as Courier writes", "1000S\n          5           1\n   \n", Limits{1000, 0}, Limits{5, 1}, false},
+		{"a torn end", "1000S\n5 1\n10", Limits{1000, 0}, Limits{5, 1}, false},
+		{"a huge sum", "1S\n9223372036854775807 1\n9223372036854775807 1\n", Limits{1, 0}, Limits{1<<63 - 1, 2}, false},
+		{"empty", "", Limits{}, Limits{}, true},
+		{"no line end", "1000S", Limits{}, Limits{}, true},
+		{"an unknown limit", "1000X\n", Limits{}, Limits{}, true},
+		{"a negative limit", "-1S\n", Limits{}, Limits{}, true},
+		{"text", "hello\n", Limits{}, Limits{}, true},
+		{"one number", "1000S\n5\n", Limits{}, Limits{}, true},
+		{"too long", strings.Repeat("1 1\n", maxMaildirSize/4+1), Limits{}, Limits{}, true},
+	} {
+		limit, used, err := ReadMaildirSize(strings.NewReader(c.text))
+		if (err != nil) != c.bad || !c.bad && (limit != c.limit || used != c.used) {
+			t.Errorf("%s: %+v %+v %v", c.name, limit, used, err)
+		}
+	}
+}
+
+func FuzzMaildirSize(f *testing.F) {
+	f.Add("1000S,10C\n100 1\n-50 -1\n")
+	f.Add("\n  5  1\n10")
+	f.Fuzz(func(t *testing.T, text string) {
+		limit, _, err := ReadMaildirSize(strings.NewReader(text))
+		if err == nil && (limit.Octets < 0 || limit.Messages < 0) {
+			t.Errorf("%q: %+v", text, limit)
+		}
+	})
+}
+
+func TestAccountLimits(t *testing.T) {
+	for _, c := range []struct {
+		key, value string
+		want       Limits
+		bad        bool
+	}{
+		{"userdb_quota_rule", "*:storage=1G", Limits{1 << 30, 0}, false},
+		{"quota_rule", "*:storage=500", Limits{500 << 10, 0}, false},
+		{"quota_rule", "*:bytes=10M:messages=100", Limits{10 << 20, 100}, false},
+		{"quota_rule", "?:storage=1T", Limits{1 << 40, 0}, false},
+		{"quota_rule", "Trash:storage=+10M", Limits{}, false},
+		{"quota_rule", "*:storage=10%", Limits{}, true},
+		{"quota_rule", "*:colour=red", Limits{}, true},
+		{"quota_rule", "*:storage=", Limits{}, true},
+		{"quota_rule", "*:storage=B", Limits{}, true},
+		{"quota_rule", "*:storage=-1G", Limits{}, true},
+		{"quota_rule", "*:storage=9000000000G", Limits{1<<63 - 1, 0}, false},
+		{"userdb_quota_storage_size", "2 GB", Limits{2 << 30, 0}, false},
+		{"quota_storage_size", "500B", Limits{500, 0}, false},
+		{"quota_storage_size", "1GiB", Limits{1 << 30, 0}, false},
+		{"quota_storage_size", "unlimited", Limits{}, false},
+		{"quota_message_count", "7", Limits{0, 7}, false},
+	} {
+		got, err := accountLimits(map[string]string{c.key: c.value})
+		if got != c.want || (err != nil) != c.bad {
+			t.Errorf("%s=%s: %+v %v", c.key, c.value, got, err)
+		}
+	}
+}
+
+func TestQuota(t *testing.T) {
+	for _, c := range []struct {
+		name, file, rule string
+		size             int64
+		want             Action
+	}{
+		{"room", "1000S\n500 1\n", "", 100, Pass},
+		{"full", "1000S\n1000 1\n", "", 0, Defer},
+		{"too little room", "1000S\n500 1\n", "", 501, Defer},
+		{"just enough", "1000S\n500 1\n", "", 500, Pass},
+		{"messages", "10C\n500 10\n", "", 0, Defer},
+		{"the account decides", "1000S\n1000 1\n", "*:bytes=2000", 100, Pass},
+		{"the account decides otherwise", "1000S\n500 1\n", "*:bytes=400", 0, Defer},
+		{"a rule that cannot be read", "1000S\n500 1\n", "*:bytes=many", 0, Pass},
+		{"no limit", "\n500 1\n", "", 0, Pass},
+		{"nothing counted", "", "*:bytes=1", 100, Pass},
+		{"broken", "what\n", "*:bytes=1", 100, Pass},
+	} {
+		t.Run(c.name, func(t *testing.T) {
+			dir := t.TempDir()
+			if c.file != "" {
+				if err := os.WriteFile(filepath.Join(dir, "maildirsize"), []byte(c.file), 0o600); err != nil {
+					t.Fatal(err)
+				}
+			}
+			s := newSite(t)
+			s.o.Quota = true
+			fields := map[string]string{"userdb_quota_rule": c.rule}
+			r := New(s.o).Quota(dir, fields, c.size)
+			if r.Action != c.want || r.Refuses() && (r.Code != 452 || r.DSN != "4.2.2") {
+				t.Errorf("%+v", r)
+			}
+			s.o.Quota = false
+			if r := New(s.o).Quota(dir, fields, c.size); r.Refuses() {
+				t.Errorf("switched off: %+v", r)
+			}
+		})
+	}
+}
+
+func TestRelayRecipient(t *testing.T) {
+	s := newSite(t)
+	if r := New(s.o).RelayRecipient(addr(t, "any@far.test")); r.Refuses() {
+		t.Errorf("without a list: %+v", r)
+	}
+	file := filepath.Join(t.TempDir(), "recipients")
+	write := func(text string) {
+		t.Helper()
+		if err := os.WriteFile(file, []byte(text), 0o600); err != nil {
+			t.Fatal(err)
+		}
+	}
+	s.o.RelayFile = file
+	p := New(s.o)
+	check := func(to string, code int) {
+		t.Helper()
+		if r := p.RelayRecipient(addr(t, to)); r.Code != code {
+			t.Errorf("%s: %+v, want %d", to, r, code)
+		}
+	}
+	check("ann@far.test", 451)
+	write("# who is there\nAnn@Far.test\nbob@far.test\tx\n\n\"a b\"@far.test\n@all.test OK\n")
+	check("ann@far.test", 0)
+	check("ANN@FAR.test", 0)
+	check("bob@far.test", 0)
+	check(`"a b"@far.test`, 0)
+	check("carl@far.test", 550)
+	check("any@all.test", 0)
+	check("any@other.test", 550)
+	write("carl@far.test\n")
+	check("carl@far.test", 0)
+	check("ann@far.test", 550)
+	write("what is this\n") // a list that is broken says nothing about who is missing in it
+	if err := os.Chtimes(file, time.Time{}, time.Unix(1, 0)); err != nil {
+		t.Fatal(err)
+	}
+	check("carl@far.test", 451)
+}
+
+func FuzzRecipients(f *testing.F) {
+	f.Add("# x\nann@far.test\n@all.test OK\n\"a b\"@far.test\n continued\n")
+	f.Fuzz(func(t *testing.T, text string) {
+		known, err := readRecipients(strings.NewReader(text))
+		for k := range known {
+			if !strings.Contains(k, "@") {
+				t.Errorf("%q: %q %v", text, k, err)
+			}
+		}
+	})
+}
