@@ -55,12 +55,16 @@ func newServers(cfg *config.Config, log *slog.Logger) (*servers, error) {
 	if err != nil {
 		return nil, cli.Exit(envelope.ExConfig, err)
 	}
+	extend, err := extensions(cfg, sp)
+	if err != nil {
+		return nil, cli.Exit(envelope.ExConfig, err)
+	}
 	s.base = smtpd.Options{
 		Hostname: cfg.Hostname, Domains: cfg.Domains, Accounts: acc,
 		Submit: submit.New(submit.Options{
 			Spool: sp, Hostname: cfg.Hostname, MaxSize: cfg.Limits.MessageSize, MaxHops: cfg.Limits.Hops, Now: cfg.Now(), Log: log,
 		}),
-		RelayFrom: relayFrom, RelayDomains: cfg.SMTPD.RelayDomains, Policy: pol,
+		RelayFrom: relayFrom, RelayDomains: cfg.SMTPD.RelayDomains, Policy: pol, Extend: extend,
 		TrustedUIDs: trusted(cfg.Spool), Login: login,
 		MaxSize: cfg.Limits.MessageSize, MaxRecipients: cfg.Limits.Recipients,
 		MaxErrors: cfg.SMTPD.Errors, Timeout: cfg.SMTPD.Timeout.Std(), Log: log,
