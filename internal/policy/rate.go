@@ -124,10 +124,8 @@ func (v *Visit) enter(l limit) Verdict {
 	err := p.rates.update(l.kind, []string{l.what}, func(key uint64, b *bucket) {
 		now := p.unix()
 		at := -1
-		for i := range perBucket {
-			r, ok := b.get(i)
+		b.all(key, func(i int, r record) {
 			switch {
-			case !ok || r.key != key:
 			case r.pid == pid:
 				at = i
 			case since(now, r.last) > sessionAge || !alive(r.pid):
@@ -135,7 +133,7 @@ func (v *Visit) enter(l limit) Verdict {
 			default:
 				others += r.c
 			}
-		}
+		})
 		p.mu.Lock()
 		own = p.mine[key]
 		if full = int(others+own) >= l.most; !full && !p.o.DryRun {
@@ -176,16 +174,16 @@ func (v *Visit) leave() {
 			p.mu.Lock()
 			n := p.mine[key] // others of this process may have come and gone meanwhile
 			p.mu.Unlock()
-			for i := range perBucket {
-				if r, ok := b.get(i); ok && r.key == key && r.pid == pid {
-					if n == 0 {
-						b.clear(i)
-						continue
-					}
+			b.all(key, func(i int, r record) {
+				switch {
+				case r.pid != pid:
+				case n == 0:
+					b.clear(i)
+				default:
 					r.c = n
 					b.put(i, r)
 				}
-			}
+			})
 		})
 		if err != nil {
 			p.stateFailed("sessions", err)

@@ -284,17 +284,22 @@ func (b *bucket) clear(i int) {
 	b.dirty[i] = true
 }
 
-// find returns the record of key, and its place.
-func (b *bucket) find(key uint64) (int, record, bool) {
+// all calls fn for each record of key with its place.
+func (b *bucket) all(key uint64, fn func(i int, r record)) {
 	for i := range perBucket {
 		if binary.LittleEndian.Uint64(b.at(i)) != key {
 			continue
 		}
 		if r, ok := b.get(i); ok {
-			return i, r, true
+			fn(i, r)
 		}
 	}
-	return 0, record{}, false
+}
+
+// find returns the record of key, and its place.
+func (b *bucket) find(key uint64) (at int, found record, ok bool) {
+	b.all(key, func(i int, r record) { at, found, ok = i, r, true })
+	return at, found, ok
 }
 
 // place returns a place for a new record: a free one, else that of the record worth least.
