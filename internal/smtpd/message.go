@@ -15,7 +15,10 @@ import (
 )
 
 // Data implements smtp.Session: it opens the door of the spool.
-func (s *session) Data(context.Context) (smtp.Message, error) {
+func (s *session) Data(ctx context.Context) (smtp.Message, error) {
+	if err := s.filterData(ctx); err != nil {
+		return nil, err
+	}
 	env := &envelope.Envelope{
 		From: s.from.String(), To: s.to,
 		Ret: s.mail.Ret, EnvID: s.mail.EnvID, Body: s.mail.Body, SMTPUTF8: s.mail.SMTPUTF8,
@@ -35,13 +38,14 @@ func (s *session) Data(context.Context) (smtp.Message, error) {
 	if err != nil {
 		return nil, s.refusal(err)
 	}
-	return &message{m: m, s: s}, nil
+	return &message{m: m, s: s, ctx: ctx}, nil
 }
 
 // message is one message on its way into the spool.
 type message struct {
-	m *submit.Message
-	s *session
+	m   *submit.Message
+	s   *session
+	ctx context.Context // of the command that began it
 }
 
 func (m *message) Write(p []byte) (int, error) {
@@ -54,6 +58,9 @@ func (m *message) Write(p []byte) (int, error) {
 
 // Commit implements smtp.Message.
 func (m *message) Commit() (string, error) {
+	if taken, err := m.filter(); taken != "" || err != nil {
+		return taken, err
+	}
 	id, err := m.m.Commit()
 	if err != nil {
 		return "", m.s.refusal(err)

@@ -50,6 +50,7 @@ type Options struct {
 	RelayDomains []string       // "example.org", or ".example.org" for what is below it
 	Policy       *policy.Policy // nil: nothing is asked of strangers
 	Extend       Extend
+	Filters      []Filter // asked in their order
 
 	TrustedUIDs []int // may use any sender on the local socket; root always may
 	// Login names the user of a uid, "" when there is none.
@@ -107,6 +108,9 @@ func (b *backend) NewSession(ctx context.Context, st *smtp.State) (smtp.Session,
 	if err := s.policyConnect(ctx); err != nil {
 		return nil, err
 	}
+	if err := s.filterConnect(ctx); err != nil {
+		return nil, err
+	}
 	return s, nil
 }
 
@@ -118,6 +122,7 @@ type session struct {
 	from envelope.Address
 	mail smtp.MailOptions
 	to   []envelope.Recipient
+	filters
 	judge
 }
 
@@ -134,6 +139,9 @@ func (s *session) Mail(ctx context.Context, from envelope.Address, o *smtp.MailO
 	}
 	s.explainSender(from, err)
 	if err != nil {
+		return err
+	}
+	if err := s.filterMail(ctx, from, o); err != nil {
 		return err
 	}
 	o.Priority = s.priority(o.Priority)
@@ -266,6 +274,9 @@ func (s *session) Rcpt(ctx context.Context, to envelope.Address, o *smtp.RcptOpt
 			return nil // said twice, delivered once
 		}
 	}
+	if err := s.filterRcpt(ctx, to); err != nil {
+		return err
+	}
 	s.to = append(s.to, r)
 	return nil
 }
@@ -336,10 +347,14 @@ func (s *session) mayRelay(to envelope.Address) bool {
 // Reset implements smtp.Session.
 func (s *session) Reset() {
 	s.from, s.mail, s.to = envelope.Address{}, smtp.MailOptions{}, nil
+	s.filterReset()
 	if s.visit != nil {
 		s.visit.Reset()
 	}
 }
 
 // Close implements smtp.Session.
-func (s *session) Close() { s.policyClose() }
+func (s *session) Close() {
+	s.filterClose()
+	s.policyClose()
+}
