@@ -25,13 +25,13 @@ func main() { cli.Main(app()) }
 func app() *urfave.App {
 	return &urfave.App{
 		Name: "msmtpd", Usage: "receive mail by SMTP",
-		Flags: []urfave.Flag{
+		Flags: append([]urfave.Flag{
 			cli.Config(), cli.JSON(),
 			&urfave.StringFlag{Name: "role", Usage: "`ROLE` of sockets without one: mx, submission, submissions or local"},
 			&urfave.StringSliceFlag{Name: "listen", Usage: "serve `ADDR[=ROLE]`: HOST:PORT, the path of a UNIX socket, or \"config\" for smtpd.listen"},
 			&urfave.DurationFlag{Name: "idle", Usage: "end an activated process after `TIME` without a client (0: never)"},
 			&urfave.IntFlag{Name: "notify-fd", Usage: "write a newline to descriptor `N` when ready"},
-		},
+		}, simulateFlags()...),
 		Action: run,
 	}
 }
@@ -43,6 +43,9 @@ func run(c *urfave.Context) error {
 	cfg, err := cli.Load(c)
 	if err != nil {
 		return err
+	}
+	if c.Bool("simulate") {
+		return simulate(c, cfg)
 	}
 	listen, err := listeners(c, cfg)
 	if err != nil {
@@ -67,7 +70,7 @@ func run(c *urfave.Context) error {
 	if o.ProxyFrom, err = prefixes("smtpd.proxy_from", cfg.SMTPD.ProxyFrom); err != nil {
 		return cli.Exit(envelope.ExConfig, err)
 	}
-	servers, err := newServers(cfg, log)
+	servers, err := newServers(cfg, log, nil)
 	if err != nil {
 		return err
 	}

@@ -27,6 +27,7 @@ import (
 // connection needs neither the secrets nor TLS tickets.
 type servers struct {
 	cfg  *config.Config
+	play *play // nil: at work
 	base smtpd.Options
 	cert *certs.Store // nil: no TLS
 
@@ -34,13 +35,14 @@ type servers struct {
 	made map[string]*smtp.Server
 }
 
-func newServers(cfg *config.Config, log *slog.Logger) (*servers, error) {
-	s := &servers{cfg: cfg, made: make(map[string]*smtp.Server)}
+// newServers takes what the configuration names; with a play, nothing that is written or secret.
+func newServers(cfg *config.Config, log *slog.Logger, p *play) (*servers, error) {
+	s := &servers{cfg: cfg, play: p, made: make(map[string]*smtp.Server)}
 	relayFrom, err := prefixes("smtpd.relay_from", cfg.SMTPD.RelayFrom)
 	if err != nil {
 		return nil, cli.Exit(envelope.ExConfig, err)
 	}
-	sp, err := openSpool(cfg)
+	sp, err := p.spool(cfg)
 	if err != nil {
 		return nil, err
 	}
@@ -48,10 +50,10 @@ func newServers(cfg *config.Config, log *slog.Logger) (*servers, error) {
 	if err != nil {
 		return nil, cli.Exit(envelope.ExConfig, err)
 	}
-	if s.cert, err = openCerts(cfg, log); err != nil {
+	if s.cert, err = openCerts(cfg, log, p); err != nil {
 		return nil, cli.Exit(envelope.ExConfig, err)
 	}
-	pol, err := newPolicy(cfg, relayFrom, false, log)
+	pol, err := newPolicy(cfg, relayFrom, p != nil, log)
 	if err != nil {
 		return nil, cli.Exit(envelope.ExConfig, err)
 	}
@@ -69,6 +71,7 @@ func newServers(cfg *config.Config, log *slog.Logger) (*servers, error) {
 		MaxSize: cfg.Limits.MessageSize, MaxRecipients: cfg.Limits.Recipients,
 		MaxErrors: cfg.SMTPD.Errors, Timeout: cfg.SMTPD.Timeout.Std(), Log: log,
 	}
+	p.stage(&s.base, cfg)
 	return s, nil
 }
 
@@ -94,11 +97,14 @@ func (s *servers) role(role string) (*smtp.Server, error) {
 // tls turns session tickets off on the MX port: a large sender cannot resume its sessions.
 // Users alone are asked for certificates.
 func (s *servers) tls(role string) *tls.Config {
+	if s.play != nil {
+		return &tls.Config{}
+	}
 	return s.cert.Config(role != smtpd.MX, role != smtpd.MX)
 }
 
-// openCerts is nil where no certificate is configured.
-func openCerts(cfg *config.Config, log *slog.Logger) (*certs.Store, error) {
+// openCerts is nil where no certificate is configured. With a play no key is read.
+func openCerts(cfg *config.Config, log *slog.Logger, p *play) (*certs.Store, error) {
 	var pairs []certs.Pair
 	if cfg.TLS.Cert != "" {
 		pairs = append(pairs, certs.Pair{Cert: cfg.TLS.Cert, Key: cfg.TLS.Key})
@@ -108,6 +114,9 @@ func openCerts(cfg *config.Config, log *slog.Logger) (*certs.Store, error) {
 	}
 	if len(pairs) == 0 {
 		return nil, nil
+	}
+	if p != nil {
+		return &certs.Store{}, nil
 	}
 	return certs.Open(certs.Options{
 		Pairs: pairs, ClientCA: cfg.TLS.ClientCA, AskClients: cfg.SMTPD.Auth.Certificates != "", Log: log,

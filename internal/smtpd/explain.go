@@ -1,7 +1,6 @@
 package smtpd
 
 import (
-	"encoding/json"
 	"fmt"
 	"strings"
 
@@ -99,15 +98,5 @@ func (s *session) explainSender(from envelope.Address, err error) {
 		s.explain("mail", "the null reverse-path is everybody's")
 	default:
 		s.explain("mail", "%s may send as %s", s.user, name)
-	}
-}
-
-// explainMessage says what is about to be stored.
-func (s *session) explainMessage(env *envelope.Envelope) {
-	if !s.o.Explain.Explaining() {
-		return
-	}
-	if b, err := json.Marshal(env); err == nil {
-		s.explain("data", "envelope: %s", b)
 	}
 }

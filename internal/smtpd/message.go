@@ -33,7 +33,6 @@ func (s *session) Data(ctx context.Context) (smtp.Message, error) {
 		// RFC 6409 §8.2 and §8.3: what a user's program left out.
 		fix.AddDate, fix.AddMessageID = true, true
 	}
-	s.explainMessage(env)
 	m, err := s.o.Submit.Begin(env, fix)
 	if err != nil {
 		return nil, s.refusal(err)

@@ -60,7 +60,8 @@ func (s *session) refuse(v policy.Verdict) error {
 
 // GreetDelay implements smtp.Patient.
 func (s *session) GreetDelay() time.Duration {
-	if s.visit == nil {
+	// Lines of a script are there before the greeting: who explains, does not wait for them.
+	if s.visit == nil || s.o.Explain.Explaining() {
 		return 0
 	}
 	return s.visit.GreetDelay()
