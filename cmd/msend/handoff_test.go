@@ -50,11 +50,13 @@ func (s *server) stop() {
 func (s *server) talk(c net.Conn) {
 	defer c.Close()
 	say := func(key, usual string) bool {
+		s.mu.Lock()
 		for k, v := range s.answers {
 			if strings.HasPrefix(key, k) {
 				usual = v
 			}
 		}
+		s.mu.Unlock()
 		c.Write([]byte(usual + "\r\n"))
 		return usual[0] < '4'
 	}
@@ -172,7 +174,9 @@ func TestWaiting(t *testing.T) {
 	if got := w.run(nil, "msend", "--flush"); got != 75 {
 		t.Errorf("--flush: exit %d", got)
 	}
+	s.mu.Lock()
 	s.answers = nil
+	s.mu.Unlock()
 	s.take()
 	w.ok("\nthird\n", "msend", "b@c.test")
 	got := s.take()
