@@ -188,7 +188,7 @@ func (s *Service) Login(ctx context.Context, a Attempt) (Identity, error) {
 		s.refused(g, "repeated")
 		return Identity{}, sasl.ErrRefused
 	}
-	if err := s.slow(ctx, g); err != nil {
+	if err := s.slow(ctx, &g); err != nil {
 		return Identity{}, err
 	}
 	ok, err := s.verify(ctx, &sec, known, a.Password, a.From)
@@ -214,7 +214,7 @@ func (s *Service) refused(g guess, why string) {
 }
 
 // slow counts the guess and waits as long as the limits ask for.
-func (s *Service) slow(ctx context.Context, g guess) error {
+func (s *Service) slow(ctx context.Context, g *guess) error {
 	wait, err := s.limits.begin(g)
 	if err != nil {
 		s.o.Log.Warn("login put off", "user", g.account, "peer", g.from.String(), "wait_ms", wait.Milliseconds())

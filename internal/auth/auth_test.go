@@ -51,7 +51,7 @@ type rig struct {
 	secrets string
 }
 
-func newRig(t *testing.T, secrets string, change func(*Options)) *rig {
+func newRig(t testing.TB, secrets string, change func(*Options)) *rig {
 	t.Helper()
 	r := &rig{clock: &clock{t: time.Unix(1_800_000_000, 0)}, dir: t.TempDir()}
 	r.secrets = filepath.Join(r.dir, "secrets")
@@ -69,7 +69,7 @@ func newRig(t *testing.T, secrets string, change func(*Options)) *rig {
 }
 
 // write replaces secrets as mpasswd does.
-func (r *rig) write(t *testing.T, secrets string) {
+func (r *rig) write(t testing.TB, secrets string) {
 	t.Helper()
 	if err := os.WriteFile(r.secrets+".new", []byte(secrets), 0o600); err != nil {
 		t.Fatal(err)

@@ -22,6 +22,12 @@ const (
 type guess struct {
 	account string
 	from    netip.Prefix
+	// hidden: by SCRAM, which does not show whether the same wrong password comes again. One
+	// program with an old one must not slow a whole network, so the network counts such guesses
+	// once for each account.
+	hidden bool
+	// spared is set by begin when the network has not counted the guess.
+	spared bool
 }
 
 // network is what shares one count: the /24 of IPv4, the /64 of IPv6.
@@ -52,8 +58,8 @@ type limits struct {
 func (s *slot) decayed(now time.Time) uint32 {
 	n := (now.UnixMilli() - s.last) / halfLife.Milliseconds()
 	switch {
-	case n < 0 || s.count == 0:
-		return s.count // a clock set back must not forget
+	case n <= 0:
+		return s.count
 	case n > 31:
 		return 0
 	}
@@ -96,6 +102,7 @@ func (l *limits) with(g guess, fn func(now time.Time, pair, account, network *sl
 		for _, s := range slots {
 			// A time stored before the clock was set back must not keep anybody out.
 			s.next = min(s.next, now.Add(maxWait+maxDelay).UnixMilli())
+			s.last = min(s.last, now.UnixMilli())
 		}
 		fn(now, slots[0], slots[1], slots[2])
 	})
@@ -106,13 +113,19 @@ func (l *limits) with(g guess, fn func(now time.Time, pair, account, network *sl
 
 // begin counts a guess before it is known to be wrong, so that many at once do not slip through,
 // and says how long it has to wait. ErrSlow: too long; then it is not counted.
-func (l *limits) begin(g guess) (wait time.Duration, err error) {
-	l.with(g, func(now time.Time, pair, account, network *slot) {
+func (l *limits) begin(g *guess) (wait time.Duration, err error) {
+	l.with(*g, func(now time.Time, pair, account, network *slot) {
 		p, a, n := *pair, *account, *network
 		if pair.known(now) {
 			wait = pair.more(now, freePair)
 		} else {
-			wait = max(account.more(now, freeAccount), network.more(now, freeNetwork))
+			wait = account.more(now, freeAccount)
+			if g.spared = g.hidden && pair.decayed(now) > 0; !g.spared {
+				wait = max(wait, network.more(now, freeNetwork))
+			}
+			if g.hidden {
+				pair.count, pair.last = pair.decayed(now)+1, now.UnixMilli()
+			}
 		}
 		if wait > maxWait {
 			err = ErrSlow
@@ -124,22 +137,27 @@ func (l *limits) begin(g guess) (wait time.Duration, err error) {
 
 // undo takes a guess back that was never decided.
 func (l *limits) undo(g guess) {
-	l.with(g, func(now time.Time, pair, account, network *slot) { l.back(now, pair, account, network) })
+	l.with(g, func(now time.Time, pair, account, network *slot) { g.back(now, pair, account, network) })
 }
 
-func (l *limits) back(now time.Time, pair, account, network *slot) {
+func (g guess) back(now time.Time, pair, account, network *slot) {
 	if pair.known(now) {
 		pair.less()
 		return
 	}
 	account.less()
-	network.less()
+	if !g.spared {
+		network.less()
+	}
+	if g.hidden {
+		pair.less()
+	}
 }
 
 // succeeded takes the guess back and makes the network known to the account.
 func (l *limits) succeeded(g guess) {
 	l.with(g, func(now time.Time, pair, account, network *slot) {
-		l.back(now, pair, account, network)
+		g.back(now, pair, account, network)
 		pair.count, pair.next, pair.good = 0, 0, now.UnixMilli()
 	})
 }

@@ -2,7 +2,6 @@ package auth
 
 import (
 	"context"
-	"crypto/hmac"
 	"crypto/rand"
 	"crypto/subtle"
 	"encoding/base64"
@@ -153,8 +152,6 @@ type exchange struct {
 	cred   scram.StoredCredentials
 	guess  guess
 	login  string
-	bare   string // client-first-message-bare
-	first  string // server-first-message
 	step   int
 	id     Identity
 	failed error // of the look-up
@@ -181,16 +178,21 @@ func (e *exchange) Next(ctx context.Context, response []byte) (challenge []byte,
 		return []byte{}, false, nil
 	}
 	e.step++
+	defer func() {
+		if err != nil {
+			e.Close() // an exchange that failed does not go on
+		}
+	}()
 	switch e.step {
 	case 1:
 		challenge, err = e.begin(ctx, string(response))
 	case 2:
 		challenge, err = e.finish(string(response))
 	case 3:
-		if len(response) != 0 {
-			return nil, false, sasl.ErrSyntax
+		if len(response) == 0 {
+			return nil, true, nil
 		}
-		return nil, true, nil
+		e.step, err = 4, sasl.ErrSyntax
 	default:
 		err = sasl.ErrSyntax
 	}
@@ -199,7 +201,7 @@ func (e *exchange) Next(ctx context.Context, response []byte) (challenge []byte,
 
 // User implements sasl.Server.
 func (e *exchange) User() string {
-	if e.step < 3 {
+	if e.step != 3 {
 		return ""
 	}
 	return e.id.Address
@@ -207,15 +209,18 @@ func (e *exchange) User() string {
 
 // Ticket implements Server.
 func (e *exchange) Ticket() string {
-	if e.step < 3 {
+	if e.step != 3 {
 		return ""
 	}
 	return e.id.Ticket
 }
 
-// Close implements Server: a proof that never came counts as a wrong one, for it told the client
-// a salt and nothing else, and costs the guesser what a wrong one costs.
-func (e *exchange) Close() { e.step = 4 }
+// Close implements Server. A proof that never came has been counted like a wrong one.
+func (e *exchange) Close() {
+	if e.step != 3 {
+		e.step = 4
+	}
+}
 
 func (e *exchange) begin(ctx context.Context, msg string) ([]byte, error) {
 	h, _, plus, _ := hashOf(e.x.Mechanism)
@@ -232,23 +237,20 @@ func (e *exchange) begin(ctx context.Context, msg string) ([]byte, error) {
 	if plus {
 		e.conv = server.NewConversationWithChannelBindingRequired(b)
 	}
-	e.first, err = e.conv.Step(msg)
+	first, err := e.conv.Step(msg)
 	if e.failed != nil {
 		return nil, e.failed
 	}
 	if err != nil {
-		if e.first != "" { // a flaw of the channel, not of the message
-			return nil, fmt.Errorf("%w: %s", sasl.ErrRefused, strings.TrimPrefix(e.first, "e="))
+		if first != "" { // a flaw of the channel, not of the message
+			return nil, fmt.Errorf("%w: %s", sasl.ErrRefused, strings.TrimPrefix(first, "e="))
 		}
 		return nil, sasl.ErrSyntax
 	}
 	if a := e.conv.AuthzID(); a != "" && a != e.login && a != e.sec.Address {
 		return nil, fmt.Errorf("%w: %q may not act as %q", sasl.ErrRefused, e.login, a)
 	}
-	// gs2-header is two fields, RFC 5802 §7.
-	_, rest, _ := strings.Cut(msg, ",")
-	_, e.bare, _ = strings.Cut(rest, ",")
-	return []byte(e.first), nil
+	return []byte(first), nil
 }
 
 // lookUp finds the keys of the account, counts the guess and waits where guessing is slowed.
@@ -256,7 +258,7 @@ func (e *exchange) lookUp(ctx context.Context, login string) (err error) {
 	if e.sec, e.known, err = e.s.o.Accounts.Secret(login); err != nil {
 		return temporary(err)
 	}
-	e.guess = guess{account: e.sec.Address, from: network(e.x.From)}
+	e.guess = guess{account: e.sec.Address, from: network(e.x.From), hidden: true}
 	if e.sec.Address == "" {
 		e.guess.account = "?" + login
 	}
@@ -267,7 +269,7 @@ func (e *exchange) lookUp(ctx context.Context, login string) (err error) {
 		e.s.o.Log.Error("password check failed", "user", e.guess.account, "err", err)
 		return temporary(err)
 	}
-	return e.s.slow(ctx, e.guess)
+	return e.s.slow(ctx, &e.guess)
 }
 
 func (e *exchange) finish(msg string) ([]byte, error) {
@@ -282,33 +284,6 @@ func (e *exchange) finish(msg string) ([]byte, error) {
 	if final == "" {
 		return nil, sasl.ErrSyntax
 	}
-	print := e.wrongKey(msg)
-	if e.s.limits.repeated(e.guess, print) {
-		e.s.limits.undo(e.guess)
-		e.s.refused(e.guess, "repeated")
-	} else {
-		e.s.limits.failed(e.guess, print)
-		e.s.refused(e.guess, strings.TrimPrefix(final, "e="))
-	}
+	e.s.refused(e.guess, strings.TrimPrefix(final, "e="))
 	return nil, sasl.ErrRefused
-}
-
-// wrongKey is the fingerprint of a wrong password. The proof differs each time, but the ClientKey
-// in it, RFC 5802 §3, is the same for the same wrong password and the same salt.
-func (e *exchange) wrongKey(msg string) (print [16]byte) {
-	h, _, _, _ := hashOf(e.x.Mechanism)
-	i := strings.LastIndex(msg, ",p=")
-	if i < 0 {
-		return e.s.fingerprint("proof", msg)
-	}
-	proof, err := base64.StdEncoding.DecodeString(msg[i+3:])
-	m := hmac.New(h, e.cred.StoredKey)
-	m.Write([]byte(e.bare + "," + e.first + "," + msg[:i]))
-	sig := m.Sum(nil)
-	if err != nil || len(proof) != len(sig) || !e.known {
-		// Nobody's keys are new each time; each guess at them counts.
-		return e.s.fingerprint("proof", msg)
-	}
-	subtle.XORBytes(sig, sig, proof)
-	return e.s.fingerprint("key", e.sec.Address, e.cred.Salt, string(sig))
 }
