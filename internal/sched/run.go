@@ -262,14 +262,16 @@ func (s *Scheduler) Once(ctx context.Context) error {
 	s.mu.Lock()
 	s.sweep()
 	s.mu.Unlock()
+	s.quiet(ctx) // a message whose delay is being reported cannot be attempted meanwhile
+	s.scan(true)
 	for ctx.Err() == nil {
 		before := s.total()
-		s.scan(true)
 		s.mu.Lock()
 		s.fireUntil(due)
 		s.dispatch()
 		s.mu.Unlock()
 		s.quiet(ctx)
+		s.scan(true) // what came out of it
 		if s.total() == before {
 			break
 		}

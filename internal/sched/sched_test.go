@@ -1,6 +1,7 @@
 package sched
 
 import (
+	"context"
 	"errors"
 	"fmt"
 	"strings"
@@ -580,4 +581,35 @@ func (b *bed) check(err error) {
 	if err != nil {
 		b.t.Fatal(err)
 	}
+}
+
+// TestOnce: one run attempts what is due, though its delay is reported first, and delivers the
+// reports that come out of it.
+func TestOnce(t *testing.T) {
+	synctest.Test(t, func(t *testing.T) {
+		b := newBed(t, nil, func(o *Options) { o.DelayNotice = 4 * time.Hour })
+		b.relay.answer = defers("4.4.1", "cannot connect", false)
+		once := func(after time.Duration, attempts, reports int) {
+			t.Helper()
+			time.Sleep(after)
+			b.check(b.boot(func(o *Options) { o.DelayNotice = 4 * time.Hour }))
+			b.check(b.s.Once(context.Background()))
+			b.check(b.s.Close())
+			if n := b.relay.attempts("bob@y.test"); n != attempts {
+				t.Errorf("after %v: %d attempts, want %d", after, n, attempts)
+			}
+			if n := b.local.delivered("ann@example.test"); n != reports {
+				t.Errorf("after %v: %d reports, want %d", after, n, reports)
+			}
+		}
+		b.send(mail("ann@example.test", "bob@y.test"))
+		b.check(b.s.Close())
+		once(0, 1, 0)
+		once(5*time.Hour, 2, 1)
+		once(24*time.Hour, 3, 1)
+		once(5*24*time.Hour, 4, 2)
+		if left := b.queued(); len(left) != 0 {
+			t.Errorf("left: %v", left)
+		}
+	})
 }
