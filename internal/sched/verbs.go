@@ -183,7 +183,7 @@ func (s *Scheduler) dueNow(e *entry) {
 	e.due = s.now()
 	if e.state == waiting && e.hop != 0 {
 		h := s.hops[e.hop]
-		h.queue.pushFront(item{ref: s.entries.find(string(e.id[:]))}) // what is left of it behind is stale
+		h.queue.pushFront(item{ref: s.entries.find(string(e.id[:]))}, e.prio) // what is left of it behind is stale
 		s.wakeHop(h)
 	}
 }
@@ -328,6 +328,14 @@ func (s *Scheduler) flush(c *Command, who Who, out Sink) (int, error) {
 	}
 	ids := s.makeDue(c.DryRun, func(e *entry) bool { return s.flushes(e, c.Target) })
 	slices.Sort(ids)
+	if s.byHand && !c.DryRun { // the next scheduler, which makes the attempts, reads it
+		for _, id := range ids {
+			rec := spool.Record{Kind: spool.RecRetry, Who: "uid " + strconv.Itoa(who.UID)}
+			if err := s.q.AppendLogSync(id, rec); err != nil {
+				return envelope.ExTempFail, err
+			}
+		}
+	}
 	if !c.JSON && !c.DryRun {
 		return envelope.ExOK, nil
 	}

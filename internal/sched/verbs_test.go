@@ -4,6 +4,7 @@ import (
 	"bufio"
 	"bytes"
 	"encoding/json"
+	"errors"
 	"fmt"
 	"math/rand/v2"
 	"os"
@@ -393,5 +394,31 @@ func TestRouteOutlivesRestart(t *testing.T) {
 			t.Errorf("delivered %d times: %s", n, out)
 		}
 		b.stop()
+	})
+}
+
+// TestFlushByHand: what is made due while no scheduler runs is due for the next one.
+func TestFlushByHand(t *testing.T) {
+	synctest.Test(t, func(t *testing.T) {
+		b := newBed(t, nil, nil)
+		b.relay.answer = defers("4.2.2", "452 mailbox full", true)
+		b.run()
+		b.check(b.s.intake(b.send(mail("ann@example.test", "bob@y.test")), false))
+		synctest.Wait()
+		b.stop()
+		for i, dry := range []bool{true, false} {
+			b.check(b.boot(nil))
+			b.check(b.s.Prepare())
+			if _, errs, st := b.do(0, Command{Verb: "flush", Target: "y.test", DryRun: dry}); st != 0 {
+				t.Fatal(errs)
+			}
+			b.check(errors.Join(b.s.Finish(), b.s.Close()))
+			b.check(b.boot(nil))
+			b.run()
+			if n := b.relay.attempts("bob@y.test"); n != i+1 {
+				t.Errorf("dry %v: %d attempts, want %d", dry, n, i+1)
+			}
+			b.stop()
+		}
 	})
 }
