@@ -8,6 +8,7 @@ import (
 	"os"
 	"path/filepath"
 	"strings"
+	"sync"
 	"testing"
 	"time"
 
@@ -20,16 +21,38 @@ import (
 
 // clock is a time that the test moves; sleeping moves it too.
 type clock struct {
+	mu    sync.Mutex
 	t     time.Time
-	slept time.Duration
+	total time.Duration
 }
 
-func (c *clock) now() time.Time { return c.t }
+func (c *clock) now() time.Time {
+	c.mu.Lock()
+	defer c.mu.Unlock()
+	return c.t
+}
+
+func (c *clock) add(d time.Duration) {
+	c.mu.Lock()
+	defer c.mu.Unlock()
+	c.t = c.t.Add(d)
+}
 
 func (c *clock) sleep(_ context.Context, d time.Duration) error {
-	c.slept += d
-	c.t = c.t.Add(d)
+	c.add(d)
+	c.mu.Lock()
+	defer c.mu.Unlock()
+	c.total += d
 	return nil
+}
+
+// slept returns how long was slept since it was last asked.
+func (c *clock) slept() time.Duration {
+	c.mu.Lock()
+	defer c.mu.Unlock()
+	d := c.total
+	c.total = 0
+	return d
 }
 
 var home = netip.MustParseAddr("192.0.2.7")
