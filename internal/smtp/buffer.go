@@ -204,10 +204,10 @@ func (in *input) line(limit int) ([]byte, error) {
 	for {
 		b := in.buffered()
 		if i := bytes.IndexByte(b[seen:], '\n'); i >= 0 {
-			return in.take(seen+i, limit)
+			return in.take(seen+i, longer(b, limit))
 		}
 		seen = len(b)
-		if seen > limit {
+		if seen > longer(b, limit) {
 			return nil, in.skipLine()
 		}
 		if seen == cap(in.buf) && seen > 0 {
@@ -217,6 +217,15 @@ func (in *input) line(limit int) ([]byte, error) {
 			return nil, err
 		}
 	}
+}
+
+// longer lets AUTH have its length with an initial response as well. RFC 4954 §4 keeps that to
+// the length of a command, but clients put tokens of several thousand octets there.
+func longer(b []byte, limit int) int {
+	if len(b) >= 5 && bytes.EqualFold(b[:5], []byte("AUTH ")) {
+		return max(limit, maxAuthLine)
+	}
+	return limit
 }
 
 func (in *input) take(end, limit int) ([]byte, error) {
