@@ -13,6 +13,7 @@ import (
 	"syscall"
 
 	"pennypost/internal/accounts"
+	"pennypost/internal/auth"
 	"pennypost/internal/certs"
 	"pennypost/internal/cli"
 	"pennypost/internal/config"
@@ -31,8 +32,10 @@ type servers struct {
 	base smtpd.Options
 	cert *certs.Store // nil: no TLS
 
-	mu   sync.Mutex
-	made map[string]*smtp.Server
+	mu      sync.Mutex
+	made    map[string]*smtp.Server
+	acc     *accounts.Accounts
+	checker auth.Checker // of passwords
 }
 
 // newServers takes what the configuration names; with a play, nothing that is written or secret.
@@ -50,6 +53,7 @@ func newServers(cfg *config.Config, log *slog.Logger, p *play) (*servers, error)
 	if err != nil {
 		return nil, cli.Exit(envelope.ExConfig, err)
 	}
+	s.acc = acc
 	if s.cert, err = openCerts(cfg, log, p); err != nil {
 		return nil, cli.Exit(envelope.ExConfig, err)
 	}
@@ -62,7 +66,7 @@ func newServers(cfg *config.Config, log *slog.Logger, p *play) (*servers, error)
 		return nil, cli.Exit(envelope.ExConfig, err)
 	}
 	s.base = smtpd.Options{
-		Hostname: cfg.Hostname, Domains: cfg.Domains, Accounts: acc,
+		Hostname: cfg.Hostname, Domains: cfg.Domains, Accounts: acc, Auth: s.auth(),
 		Submit: submit.New(submit.Options{
 			Spool: sp, Hostname: cfg.Hostname, MaxSize: cfg.Limits.MessageSize, MaxHops: cfg.Limits.Hops, Now: cfg.Now(), Log: log,
 		}),
@@ -84,6 +88,9 @@ func (s *servers) role(role string) (*smtp.Server, error) {
 	}
 	o := s.base
 	o.Role = role
+	if role == smtpd.Submission || role == smtpd.Submissions {
+		o.Auth.Passwords = s.passwords(o.Log)
+	}
 	if s.cert != nil {
 		o.TLS = s.tls(role)
 	}

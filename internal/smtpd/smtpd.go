@@ -31,11 +31,10 @@ const (
 // Roles lists them.
 func Roles() []string { return []string{MX, Submission, Submissions, Local} }
 
-// Accounts answers who exists and who knows the password.
+// Accounts answers who exists.
 type Accounts interface {
 	IsLocal(domain string) bool
 	Lookup(ctx context.Context, addr envelope.Address) (accounts.Result, error)
-	CheckPassword(ctx context.Context, login, password string) (address string, ok bool, err error)
 }
 
 // Options say what a server is for. Numbers left 0 take smtp's defaults.
@@ -44,6 +43,7 @@ type Options struct {
 	Hostname     string
 	Domains      []string // the first completes bare names
 	Accounts     Accounts
+	Auth         Auth
 	Submit       *submit.Submitter
 	TLS          *tls.Config // nil: no TLS; the submission roles need it
 	RelayFrom    []netip.Prefix
@@ -124,6 +124,7 @@ type session struct {
 	to   []envelope.Recipient
 	filters
 	judge
+	proof
 }
 
 func (s *session) submission() bool { return s.o.Role == Submission || s.o.Role == Submissions }
@@ -164,6 +165,9 @@ func (s *session) submitterMay(ctx context.Context, from envelope.Address) error
 		return nil
 	}
 	own, err := s.reaches(ctx, from, func(m *accounts.Mailbox) bool { return m.Address == s.user })
+	if err == nil && !own {
+		own, err = s.senderListed(ctx, from)
+	}
 	if err != nil {
 		return s.lookupFailed(from, err)
 	}
@@ -197,6 +201,9 @@ func (s *session) localMay(ctx context.Context, from envelope.Address) error {
 		return nil
 	}
 	own, err := s.reaches(ctx, from, func(m *accounts.Mailbox) bool { return m.UID == uid && m.System })
+	if err == nil && !own {
+		own, err = s.senderListed(ctx, from)
+	}
 	if err != nil {
 		return s.lookupFailed(from, err)
 	}
@@ -357,4 +364,5 @@ func (s *session) Reset() {
 func (s *session) Close() {
 	s.filterClose()
 	s.policyClose()
+	s.closeExchange()
 }

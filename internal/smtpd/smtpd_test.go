@@ -34,7 +34,7 @@ func (f fakeAccounts) Lookup(_ context.Context, a envelope.Address) (accounts.Re
 	base, _, _ := strings.Cut(strings.ToLower(a.Local), "+")
 	switch base {
 	case "ann", "bob":
-		return accounts.Result{Kind: accounts.IsMailbox, Mailbox: &accounts.Mailbox{Address: base + "@home.test", UID: -1}}, nil
+		return accounts.Result{Kind: accounts.IsMailbox, Address: envelope.Address{Local: base, Domain: "home.test"}, Mailbox: &accounts.Mailbox{Address: base + "@home.test", UID: -1}}, nil
 	case "sys":
 		return accounts.Result{Kind: accounts.IsMailbox, Mailbox: &accounts.Mailbox{Address: "sys@home.test", UID: 1000, System: true}}, nil
 	case "team":
@@ -45,13 +45,6 @@ func (f fakeAccounts) Lookup(_ context.Context, a envelope.Address) (accounts.Re
 		return accounts.Result{}, &accounts.Error{Status: envelope.Defer("4.3.5", "bad line"), Err: errors.New("/etc/x: bad line")}
 	}
 	return accounts.Result{Kind: accounts.NoSuchUser}, nil
-}
-
-func (fakeAccounts) CheckPassword(_ context.Context, login, password string) (string, bool, error) {
-	if login == "broken" {
-		return "", false, errors.New("no secrets")
-	}
-	return login + "@home.test", password == "secret", nil
 }
 
 // memory is a spool in memory.
@@ -91,6 +84,9 @@ type fixture struct {
 	mem  *memory
 	log  bytes.Buffer
 	peer smtp.Peer
+
+	realAccounts   *accounts.Accounts // of withRecords
+	askCertificate bool
 }
 
 func newFixture(role string) *fixture {
@@ -98,6 +94,7 @@ func newFixture(role string) *fixture {
 	now := func() time.Time { return time.Date(2026, 11, 22, 3, 0, 0, 0, time.UTC) }
 	f.o = Options{
 		Role: role, Hostname: "mx.home.test", Domains: []string{"home.test"}, Accounts: fakeAccounts{},
+		Auth:      Auth{Passwords: fakePasswords{}},
 		Submit:    submit.New(submit.Options{Store: f.mem, Hostname: "mx.home.test", MaxSize: 10_000, MaxHops: 5, Now: now}),
 		AuthDelay: -1, MaxSize: 10_000,
 		Log: slog.New(slog.NewTextHandler(&f.log, nil)),

@@ -41,6 +41,9 @@ type client struct {
 func (f *fixture) connect(t *testing.T) *client {
 	t.Helper()
 	f.o.TLS = testTLS(t)
+	if f.askCertificate {
+		f.o.TLS.ClientAuth = tls.RequestClientCert
+	}
 	s, err := New(f.o)
 	if err != nil {
 		t.Fatal(err)
@@ -77,7 +80,7 @@ func (c *client) startTLS() {
 func (c *client) ask(line string) string {
 	c.t.Helper()
 	if line != "" {
-		if _, err := io.WriteString(c, line+"\r\n"); err != nil {
+		if _, err := io.WriteString(c, strings.TrimSuffix(line, "\r\n")+"\r\n"); err != nil {
 			c.t.Fatal(err)
 		}
 	}
