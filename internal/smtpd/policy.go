@@ -64,7 +64,12 @@ func (s *session) GreetDelay() time.Duration {
 	if s.visit == nil || s.o.Explain.Explaining() {
 		return 0
 	}
-	return s.visit.GreetDelay()
+	d := s.visit.GreetDelay()
+	if d > 0 && s.o.Explain.Explaining() {
+		s.explain("policy", "early-talker: pass: the greeting would be held back for %s", d)
+		return 0
+	}
+	return d
 }
 
 // Early implements smtp.Patient.
@@ -112,7 +117,11 @@ func (s *session) unknownRcpt(ctx context.Context, err error) error {
 		return err
 	}
 	s.unknown++
-	if d := s.o.Policy.Tarpit(); d > 0 && !s.o.Explain.Explaining() {
+	switch d := s.o.Policy.Tarpit(); {
+	case d <= 0:
+	case s.o.Explain.Explaining():
+		s.explain("policy", "tarpit: pass: the answer would be held back for %s", d)
+	default:
 		t := time.NewTimer(d)
 		defer t.Stop()
 		select {

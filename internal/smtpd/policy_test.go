@@ -301,16 +301,18 @@ func TestPolicyUser(t *testing.T) {
 func TestPolicyExplained(t *testing.T) {
 	e := newEdge(t)
 	e.pol.Greylist, e.pol.ClientRate, e.pol.DryRun, e.pol.HeloAddress = "domain", 9, true, true
+	e.pol.GreetDelay, e.pol.Tarpit = time.Hour, time.Hour
 	var told []string
 	e.o.Explain = func(stage, text string) {
 		if stage == "policy" {
 			told = append(told, text)
 		}
 	}
-	e.play(t, toAnn+"S: 450 4.7.1...\n"+quit)
+	e.play(t, toAnn+"S: 450 4.7.1...\nC: RCPT TO:<nobody@home.test>\nS: 550 5.1.1...\n"+quit)
 	got := strings.Join(told, "\n")
 	for _, want := range []string{
 		"client-rate: pass: 192.0.2.7 is at 1 of 9 in a minute", "helo: pass: c.test is no name that is refused",
+		"early-talker: pass: the greeting would be held back for 1h0m0s", "tarpit: pass: the answer would be held back for 1h0m0s",
 		"greylist: defer: the first attempt of this sender and recipient from 192.0.2.0/24",
 	} {
 		if !strings.Contains(got, want) {
