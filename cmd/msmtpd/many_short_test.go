@@ -1,0 +1,6 @@
+//go:build !long
+
+package main
+
+// manyClients is how many TestManyIdle connects.
+const manyClients = 500
