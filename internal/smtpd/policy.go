@@ -60,11 +60,11 @@ func (s *session) refuse(v policy.Verdict) error {
 
 // GreetDelay implements smtp.Patient.
 func (s *session) GreetDelay() time.Duration {
-	// Lines of a script are there before the greeting: who explains, does not wait for them.
-	if s.visit == nil || s.o.Explain.Explaining() {
+	if s.visit == nil {
 		return 0
 	}
 	d := s.visit.GreetDelay()
+	// Lines of a script are there before the greeting: who explains, does not wait for them.
 	if d > 0 && s.o.Explain.Explaining() {
 		s.explain("policy", "early-talker: pass: the greeting would be held back for %s", d)
 		return 0
