@@ -37,6 +37,7 @@ type Recipient struct {
 	Last       time.Time // last attempt; zero: none was made
 	RetryUntil time.Time // of a delay: when it will be given up
 	Relayed    bool      // the next hop took over the duty to report (it announced DSN)
+	Told       bool      // of a relayed one: reported whether or not SUCCESS was asked for (RFC 2852 §4.1.4)
 }
 
 // Report is all that a notification is made from.
@@ -93,7 +94,17 @@ func due1(kind Kind, r Recipient) bool {
 			return !r.Relayed && wants(r, notifySuccess)
 		case envelope.Relayed:
 			// RFC 3461 §5.2.2: the last host that knows DSN says "relayed".
-			return !r.Relayed && wants(r, notifySuccess)
+			return r.Told || !r.Relayed && wants(r, notifySuccess)
+		}
+	}
+	return false
+}
+
+// Never tells whether NOTIFY=NEVER was said.
+func Never(notify []string) bool {
+	for _, n := range notify {
+		if strings.EqualFold(n, notifyNever) {
+			return true
 		}
 	}
 	return false
@@ -123,7 +134,9 @@ func Child(r *Report) (*envelope.Envelope, error) {
 		// RFC 3461 §6.1: the only NOTIFY a report may carry is NEVER.
 		To:       []envelope.Recipient{{Addr: r.Env.From, Notify: []string{notifyNever}}},
 		SMTPUTF8: !isASCII(r.Env.From),
-		Origin:   envelope.Origin{Kind: envelope.OriginDSN, Parent: r.Env.ID, Round: r.Round, MsgID: messageID(r)},
+		// RFC 8689 §5: a report is protected as its message is; RFC 6710 §4.6: and as urgent.
+		RequireTLS: r.Env.RequireTLS, Priority: r.Env.Priority,
+		Origin: envelope.Origin{Kind: envelope.OriginDSN, Parent: r.Env.ID, Round: r.Round, MsgID: messageID(r)},
 	}
 	if p.eightBit {
 		env.Body = envelope.Body8Bit

@@ -95,17 +95,40 @@ func TestGolden(t *testing.T) {
 	}
 }
 
+// TestTimedOriginal: what the sender asked for in the way of time stands in the report, which is
+// as urgent and as protected as its message (RFC 2852 §5, RFC 4865 §5.1.2, RFC 6710 §4.6, RFC
+// 8689 §5).
+func TestTimedOriginal(t *testing.T) {
+	r := report(Failure, plainOriginal, failed("bob@b.test"))
+	r.Env.Ret, r.Env.RequireTLS, r.Env.Priority, r.Env.Hold = "FULL", true, 3, "for;3600"
+	r.Env.DeliverBy = &envelope.DeliverBy{Deadline: accepted.Add(2 * time.Hour), Mode: "R"}
+	text := render(t, r)
+	for _, want := range []string{
+		"\nDeliver-By-Date: " + rfc5322Date(accepted.Add(2*time.Hour)) + "\n", "\nFuture-Release-Request: for;3600\n", "\nArrival-Date: ", "text/rfc822-headers",
+	} {
+		if !strings.Contains(text, want) {
+			t.Errorf("no %q in\n%s", want, text)
+		}
+	}
+	if env, err := Child(&r); err != nil || !env.RequireTLS || env.Priority != 3 || env.DeliverBy != nil || env.HoldUntil != nil {
+		t.Errorf("%+v %v", env, err)
+	}
+}
+
 func TestDue(t *testing.T) {
 	rc := func(v envelope.Verdict, notify ...string) Recipient {
 		return Recipient{Recipient: envelope.Recipient{Addr: "x@y.test", Notify: notify}, Status: envelope.Status{Verdict: v}}
 	}
 	taken := rc(envelope.Relayed, "SUCCESS")
 	taken.Relayed = true
+	told := rc(envelope.Relayed)
+	told.Relayed, told.Told = true, true
 	for i, c := range []struct {
 		kind Kind
 		r    Recipient
 		want bool
 	}{
+		{Success, told, true},
 		{Failure, rc(envelope.Failed), true},
 		{Failure, rc(envelope.Deferred), true},
 		{Failure, rc(envelope.Delivered), false},

@@ -41,7 +41,7 @@ func plan(r *Report) (layout, error) {
 	}
 	// RFC 3461 §6.2: the whole message only for failures. Bytes "as received" (BINARYMIME) fit
 	// into no message/rfc822, so of those the header goes back.
-	l.full = r.Kind == Failure && strings.EqualFold(r.Env.Ret, "FULL") && r.Original.Size() <= limit &&
+	l.full = r.Kind == Failure && strings.EqualFold(r.Env.Ret, "FULL") && !r.Env.RequireTLS && r.Original.Size() <= limit &&
 		r.Env.EOL != envelope.EOLWire
 	end := r.Original.Size()
 	s := scanner{r: bufio.NewReaderSize(io.NewSectionReader(r.Original, 0, end), 32<<10)}

@@ -134,6 +134,12 @@ func (p *printer) fields() string {
 	if !r.Env.Time.IsZero() {
 		p.field(&b, "Arrival-Date", rfc5322Date(r.Env.Time))
 	}
+	if by := r.Env.DeliverBy; by != nil {
+		p.field(&b, "Deliver-By-Date", rfc5322Date(by.Deadline)) // RFC 2852 §5
+	}
+	if r.Env.Hold != "" {
+		p.field(&b, "Future-Release-Request", r.Env.Hold) // RFC 4865 §5.1.2
+	}
 	for _, rc := range r.Recipients {
 		b.WriteByte('\n')
 		p.recipient(&b, rc)

@@ -306,6 +306,11 @@ func sep(why string) string {
 // transact sends the message to the recipients that are left.
 func (a *attempt) transact(ctx context.Context, s *session) ([]smtp.Outcome, error) {
 	t := a.text.transaction(a.req, s.client.Abilities())
+	if a.req.By != nil {
+		t.Left = time.Until(a.req.By.Deadline)
+	}
+	// RFC 8689 §5: a report about such a message asks for the same where it can have it.
+	t.RequireTLS = t.RequireTLS || a.req.TLS && s.client.Abilities().RequireTLS && strings.HasSuffix(s.tls, " verified")
 	for _, i := range a.left {
 		to := a.req.To[i]
 		if !s.client.Abilities().UTF8 {
@@ -333,6 +338,7 @@ func (a *attempt) apply(s *session, out []smtp.Outcome) (more int, refused strin
 		}
 		if o.Again != smtp.OtherHost || better(res.Status, o.Status) {
 			res.Status, res.DSN, res.Transcript = o.Status, o.DSN && o.Verdict == envelope.Relayed, nil
+			res.By = a.req.By != nil && o.Verdict == envelope.Relayed && s.client.Abilities().DeliverBy
 			a.mark(i, s)
 			if o.Verdict != envelope.Relayed {
 				res.Transcript = script

@@ -455,6 +455,36 @@ func TestRequireTLSNeedsSignedMX(t *testing.T) {
 	}
 }
 
+// TestDeadline: the next hop gets the time that is left, and the report says whether it took it.
+func TestDeadline(t *testing.T) {
+	for _, c := range []struct {
+		name      string
+		abilities []string
+		by        envelope.DeliverBy
+		want      string
+		param     string
+		taken     bool
+	}{
+		{"known", []string{"DELIVERBY"}, envelope.DeliverBy{Mode: "R", Deadline: time.Now().Add(time.Hour)}, "relayed:2.0.0", " BY=35", true},
+		{"R, not known", nil, envelope.DeliverBy{Mode: "R", Deadline: time.Now().Add(time.Hour)}, "failed:5.3.3", "", false},
+		{"N, not known", nil, envelope.DeliverBy{Mode: "N", Deadline: time.Now().Add(time.Hour)}, "relayed:2.0.0", "", false},
+		{"R, over", []string{"DELIVERBY"}, envelope.DeliverBy{Mode: "R", Deadline: time.Now().Add(-time.Hour)}, "failed:5.4.7", "", false},
+	} {
+		t.Run(c.name, func(t *testing.T) {
+			g := newRig(t, relay.Options{}, mailtest.PeerOptions{Abilities: append(mailtest.DefaultAbilities(), c.abilities...)})
+			req := request("a.test", message, "b@y.test")
+			req.By = &c.by
+			res := g.do(req, message)
+			if brief(res) != c.want || res[0].By != c.taken {
+				t.Errorf("%+v", res)
+			}
+			if m := g.peers[0].Messages(); len(m) > 0 && (c.param == "" && strings.Contains(m[0].Mail, "BY=") || !strings.Contains(m[0].Mail, c.param)) {
+				t.Errorf("%q, want %q", m[0].Mail, c.param)
+			}
+		})
+	}
+}
+
 func TestSmarthost(t *testing.T) {
 	auth := filepath.Join(t.TempDir(), "auth")
 	write := func(s string) {

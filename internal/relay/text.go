@@ -66,8 +66,9 @@ func (t *text) transaction(req *worker.Request, can *smtp.Abilities) *smtp.Trans
 		From: req.From, Ret: req.Ret, EnvID: req.EnvID,
 		UTF8:       req.UTF8 && t.shape.HeaderEight,
 		RequireTLS: req.TLS && req.From != "",
-		Size:       t.shape.Size,
-		Text:       t.reader(),
+		By:         req.By, Priority: req.Priority,
+		Size: t.shape.Size,
+		Text: t.reader(),
 	}
 	if !can.UTF8 {
 		x.From = asciiDomain(x.From)

@@ -17,7 +17,13 @@ import (
 func (s *Scheduler) attempt(j *job) {
 	rd := j.round
 	begun := s.now()
-	rep, err := j.hop.worker.do.Do(s.ctx, request(j), rd.msg.File)
+	var rep *worker.Report
+	var err error
+	if s.returned(rd.msg.Env) {
+		rep = overdueReport(j)
+	} else {
+		rep, err = j.hop.worker.do.Do(s.ctx, request(j), rd.msg.File)
+	}
 	var down *worker.DownError
 	switch {
 	case errors.As(err, &down):
@@ -61,7 +67,7 @@ func request(j *job) *worker.Request {
 		ID: m.ID, Attempt: j.round.n, From: e.From, To: j.to,
 		NextHop: j.hop.target.NextHop, Auth: j.hop.target.Auth, TLSMode: j.hop.target.TLS,
 		Offset: m.Offset, Size: m.Size, EOL: e.EOL, Body: e.Body, UTF8: e.SMTPUTF8, TLS: e.RequireTLS,
-		Ret: e.Ret, EnvID: e.EnvID, Time: e.Time, Origin: e.Origin,
+		Ret: e.Ret, EnvID: e.EnvID, By: e.DeliverBy, Priority: e.Priority, Time: e.Time, Origin: e.Origin,
 	}
 }
 
@@ -89,7 +95,7 @@ func (s *Scheduler) putBack(j *job, down *worker.DownError) {
 		e.state, e.hop = waiting, j.hop.index
 		s.busy--
 	}
-	j.hop.queue.pushFront(i)
+	j.hop.queue.pushFront(i, s.entries.at(i.ref).prio)
 	s.freeSlot(j.hop)
 	s.dispatch()
 }
@@ -157,6 +163,7 @@ func (s *Scheduler) child(rd *round, x *worker.Expansion, to string) (string, er
 	env := &envelope.Envelope{
 		ID: spool.ChildID(rd.msg.ID, rd.n, "expand "+to, 0), From: x.From, To: x.To,
 		Ret: p.Ret, EnvID: p.EnvID, Body: p.Body, SMTPUTF8: p.SMTPUTF8, RequireTLS: p.RequireTLS, EOL: p.EOL,
+		DeliverBy: p.DeliverBy, Priority: p.Priority,
 		Origin: envelope.Origin{Kind: envelope.OriginForward, Parent: rd.msg.ID, Round: rd.n, MsgID: p.Origin.MsgID},
 	}
 	if s.known(env.ID) {

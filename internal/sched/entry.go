@@ -29,12 +29,14 @@ const (
 
 // Flags of an entry.
 const (
-	held     uint8 = 1 << iota // by an admin
-	removed                    // by an admin while working: dropped without a report when the round ends
-	overdue                    // past its expiry: the attempt to come is its last
-	noticed                    // the delay report was sent, or is not wanted
-	fromDisk                   // acceptance time and owner are guesses until the file is opened
-	routed                     // by an admin: the route table does not count
+	held     uint16 = 1 << iota // by an admin
+	removed                     // by an admin while working: dropped without a report when the round ends
+	overdue                     // past its expiry: the attempt to come is its last
+	noticed                     // the delay report was sent, or is not wanted
+	fromDisk                    // acceptance time and owner are guesses until the file is opened
+	routed                      // by an admin: the route table does not count
+	returns                     // when by is over, the message goes back
+	timed                       // the sender asked for a deadline or a priority
 )
 
 // entry is what is remembered of a message. It is kept below 300 bytes with its share of map
@@ -42,8 +44,9 @@ const (
 type entry struct {
 	id      key
 	state   uint8
-	flags   uint8
+	flags   uint16
 	trouble uint8 // rounds that a dying worker ended, since the last proper one
+	prio    int8  // RFC 6710
 	tries   uint16
 	gen     uint16 // raised by verbs: a round opened before does not know what they changed
 	left    uint32 // recipients left
@@ -54,6 +57,7 @@ type entry struct {
 	born    int64 // acceptance, ms on the scheduler's clock
 	due     int64 // next attempt, likewise
 	mark    int64 // next of delay notice and expiry, likewise
+	by      int64 // when the sender's time is over (RFC 2852), likewise; 0: none was given
 	text    string
 }
 
@@ -136,7 +140,11 @@ func (s *Scheduler) fill(e *entry, m *spool.Entry, now int64) {
 	if !m.Due.IsZero() {
 		e.due = s.stored(m.Due, now)
 	}
-	s.locate(e)
+	if m.Timed && !m.Hold { // its deadline is in the file: it is opened now
+		e.due, e.flags = now, e.flags|timed
+	} else {
+		s.locate(e)
+	}
 	e.mark = s.nextMark(e)
 }
 
@@ -176,7 +184,7 @@ func (s *Scheduler) since(t time.Time) int64 {
 func (s *Scheduler) snapshot(e *entry) spool.Entry {
 	out := spool.Entry{
 		ID: string(e.id[:]), From: e.from(), To: e.to(), Size: e.size, Left: int(e.left),
-		Attempts: int(e.tries), Hold: e.flags&held != 0, Routed: e.flags&routed != 0, Due: s.wallTime(e.due),
+		Attempts: int(e.tries), Hold: e.flags&held != 0, Routed: e.flags&routed != 0, Timed: e.flags&timed != 0, Due: s.wallTime(e.due),
 	}
 	if e.hop != 0 {
 		out.Hop = s.hops[e.hop].target.String()

@@ -61,7 +61,6 @@ func (s *Scheduler) finish(rd *round) {
 // deadline must have been the third at least; while a next hop is down, attempts with another
 // message in front count too.
 func (s *Scheduler) expire(rd *round, e *entry) {
-	by := rd.msg.Env.DeliverBy
 	for i := range rd.results {
 		r := &rd.results[i]
 		if r.Verdict != envelope.Deferred || r.hop == nil && rd.n < minAttempts {
@@ -75,9 +74,8 @@ func (s *Scheduler) expire(rd *round, e *entry) {
 		}
 		late := rd.began >= e.born+exp.Milliseconds() && tries >= minAttempts && !rd.trouble
 		why := "not delivered within " + days(exp)
-		// RFC 2852 §4.1.4.1: mode R asks for the message back when the time is over.
-		if by != nil && by.Mode == "R" && s.wall().After(by.Deadline) {
-			late, why = true, "not delivered by the time the sender asked for"
+		if s.returned(rd.msg.Env) {
+			late, why = true, tooLate
 		}
 		if !late {
 			continue
@@ -336,8 +334,11 @@ func (s *Scheduler) nextMark(e *entry) int64 {
 		exp = s.expiryOf(&s.hops[e.hop].target)
 	}
 	m := e.born + exp.Milliseconds()
-	if e.flags&noticed == 0 && s.o.DelayNotice > 0 {
-		m = min(m, e.born+s.o.DelayNotice.Milliseconds())
+	if at := s.noticeAt(e); at != 0 {
+		m = min(m, at)
+	}
+	if e.flags&returns != 0 {
+		m = min(m, e.by)
 	}
 	return m
 }
@@ -359,7 +360,9 @@ func (s *Scheduler) sweep() {
 		switch {
 		case now >= e.born+exp.Milliseconds():
 			s.overdue(r, e, now)
-		case e.flags&noticed == 0 && s.o.DelayNotice > 0 && (e.tries > 0 || e.state == waiting):
+		case e.flags&returns != 0 && now >= e.by:
+			s.deadline(r, e, now)
+		case s.noticeAt(e) != 0 && (e.tries > 0 || e.state == waiting):
 			was := e.state
 			e.state = working
 			s.busy++
@@ -459,6 +462,7 @@ func (s *Scheduler) delayReport(e *entry, why envelope.Status) error {
 		if r, ok := last[to.Addr]; ok {
 			status = r.Status
 		}
+		status = lateStatus(m.Env, status, s.wall())
 		rs = append(rs, dsn.Recipient{Recipient: to, Status: status, Last: st.Last, RetryUntil: s.wallTime(e.born + s.o.Expiry.Milliseconds())})
 	}
 	child, _, err := s.report(m, st.Attempts, dsn.Delay, rs)

@@ -32,7 +32,7 @@ type hop struct {
 	last    envelope.Status
 	active  bool       // in line for the worker
 	urgent  fifo[item] // overdue messages: their last attempt does not wait for the hop
-	queue   fifo[item]
+	queue   line
 }
 
 // agent is a worker with what it is busy with.

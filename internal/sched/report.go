@@ -25,7 +25,7 @@ func (s *Scheduler) reports(rd *round, e *entry, left []envelope.Recipient) (chi
 	for i := range rd.results {
 		r := &rd.results[i]
 		if r.Verdict != envelope.Deferred {
-			rs = append(rs, dsn.Recipient{Recipient: r.rcpt, Status: r.Status, Last: now, Relayed: r.DSN})
+			rs = append(rs, dsn.Recipient{Recipient: r.rcpt, Status: r.Status, Last: now, Relayed: r.DSN, Told: s.relayedReport(rd.msg.Env, r)})
 		}
 	}
 	for _, kind := range []dsn.Kind{dsn.Failure, dsn.Success} {

@@ -55,6 +55,7 @@ const maxHold = 45 * 24 * time.Hour
 func (s *Scheduler) begin(r ref, m *spool.Message, st *spool.State, owed []spool.Result, slot *hop) {
 	e := s.entries.at(r)
 	s.know(e, m, st)
+	s.timely(r, e, m.Env)
 	now := s.now()
 	wait := st.Attempts == 0 && st.Due.After(s.wall()) && st.Due.Sub(s.wall()) < maxHold
 	if wait {
@@ -184,6 +185,7 @@ func (s *Scheduler) group(rd *round) []*job {
 	if len(rd.st.Left) > 1 {
 		byHop, seen = make(map[*hop]*job), make(map[string]bool, len(rd.st.Left))
 	}
+	late := s.returned(rd.msg.Env)
 	for _, to := range rd.st.Left {
 		if seen != nil {
 			if seen[to.Addr] {
@@ -192,6 +194,10 @@ func (s *Scheduler) group(rd *round) []*job {
 			seen[to.Addr] = true
 		}
 		t := s.target(rd, to.Addr)
+		if late {
+			st := envelope.Fail("5.4.7", tooLate)
+			t.Error = &st
+		}
 		if t.Error != nil {
 			rd.results = append(rd.results, result{Result: worker.Result{To: to.Addr, Status: *t.Error}, rcpt: to})
 			continue
@@ -286,12 +292,8 @@ func (s *Scheduler) room(a *agent, now int64) bool {
 
 // startNext starts the first message in the hop's queue that still belongs there.
 func (s *Scheduler) startNext(h *hop) bool {
-	for h.urgent.len() > 0 || h.queue.len() > 0 {
-		q := &h.urgent
-		if q.len() == 0 {
-			q = &h.queue
-		}
-		i := q.pop()
+	for h.waits() {
+		i := h.pop()
 		e := s.entries.at(i.ref)
 		if i.job != nil && !i.job.warm {
 			if e.flags&(held|removed) != 0 {
@@ -418,7 +420,7 @@ func (s *Scheduler) wait(h *hop, i item) {
 	if e.flags&overdue != 0 {
 		h.urgent.push(i)
 	} else {
-		h.queue.push(i)
+		h.queue.push(i, e.prio)
 	}
 	s.activate(h)
 }

@@ -217,6 +217,8 @@ func (s *Scheduler) fireUntil(now int64) {
 			e := s.entries.at(t.ref)
 			if e.state == idle && e.flags&held == 0 && e.due <= now {
 				s.wait(s.hops[e.hop], item{ref: t.ref})
+			} else {
+				s.deadline(t.ref, e, now)
 			}
 		case t.hop != 0:
 			if h := s.hops[t.hop]; h.queue.len() > 0 || h.urgent.len() > 0 {
@@ -366,11 +368,9 @@ func (s *Scheduler) dropWarm() {
 	s.mu.Lock()
 	defer s.mu.Unlock()
 	for _, h := range s.hops {
-		for _, q := range []*fifo[item]{&h.urgent, &h.queue} {
-			for q.len() > 0 {
-				if i := q.pop(); i.job != nil && i.job.warm {
-					s.shut(i.job.round.msg)
-				}
+		for h.waits() {
+			if i := h.pop(); i.job != nil && i.job.warm {
+				s.shut(i.job.round.msg)
 			}
 		}
 	}

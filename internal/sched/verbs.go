@@ -183,7 +183,7 @@ func (s *Scheduler) dueNow(e *entry) {
 	e.due = s.now()
 	if e.state == waiting && e.hop != 0 {
 		h := s.hops[e.hop]
-		h.queue.pushFront(item{ref: s.entries.find(string(e.id[:]))}) // what is left of it behind is stale
+		h.queue.pushFront(item{ref: s.entries.find(string(e.id[:]))}, e.prio) // what is left of it behind is stale
 		s.wakeHop(h)
 	}
 }

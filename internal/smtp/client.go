@@ -348,6 +348,9 @@ type Abilities struct {
 	Binary     bool // BINARYMIME
 	StartTLS   bool
 	RequireTLS bool
+	Priority   bool // MT-PRIORITY
+	DeliverBy  bool
+	MinBy      time.Duration // of DELIVERBY; 0: not told
 	Size       bool
 	MaxSize    int64 // of SIZE; 0: not told or no limit
 	auth       []string
@@ -390,6 +393,14 @@ func ParseAbilities(r *Reply) Abilities {
 			a.StartTLS = true
 		case "REQUIRETLS":
 			a.RequireTLS = true
+		case "MT-PRIORITY":
+			a.Priority = true
+		case "DELIVERBY":
+			a.DeliverBy = true
+			least, _, _ := strings.Cut(params, ",")
+			if d, ok := parseSeconds(strings.TrimSpace(least)); ok {
+				a.MinBy = d
+			}
 		case "SIZE":
 			a.Size = true
 			if n, err := strconv.ParseInt(strings.TrimSpace(params), 10, 64); err == nil && n > 0 {

@@ -213,6 +213,15 @@ func TestSendThousandRecipients(t *testing.T) {
 	}
 }
 
+// timed makes a plain transaction one with a deadline.
+func timed(mode string, left time.Duration, trace bool, notify []string) func(*smtp.Transaction) {
+	return func(x *smtp.Transaction) {
+		*x = *transaction("b@y.test")
+		x.By, x.Left = &envelope.DeliverBy{Mode: mode, Trace: trace}, left
+		x.To[0].Notify = notify
+	}
+}
+
 func TestSendParameters(t *testing.T) {
 	tx := func() *smtp.Transaction {
 		x := transaction("b@y.test")
@@ -249,6 +258,23 @@ func TestSendParameters(t *testing.T) {
 		{name: "REQUIRETLS, not taken", change: func(x *smtp.Transaction) { x.RequireTLS = true }, want: "failed:5.7.30+other"},
 		{name: "REQUIRETLS", abilities: []string{"REQUIRETLS"}, change: func(x *smtp.Transaction) { x.RequireTLS, x.Body = true, "" },
 			mail: "MAIL FROM:<a@x.test> REQUIRETLS", rcpt: "RCPT TO:<b@y.test>", want: "relayed:2.0.0"},
+		{name: "BY, passed on", abilities: []string{"DELIVERBY 60", "DSN"}, change: timed("R", 90*time.Second, true, nil),
+			mail: "MAIL FROM:<a@x.test> BY=90;RT", rcpt: "RCPT TO:<b@y.test>", want: "relayed:2.0.0", dsn: true},
+		{name: "BY R, too short for the peer", abilities: []string{"DELIVERBY 60"}, change: timed("R", 59*time.Second, false, nil), want: "failed:5.3.3"},
+		{name: "BY R, not known", abilities: []string{}, change: timed("R", time.Hour, false, nil), want: "failed:5.3.3"},
+		{name: "BY R, too late", abilities: []string{"DELIVERBY"}, change: timed("R", -time.Second, false, nil), want: "failed:5.4.7"},
+		{name: "BY N, too late", abilities: []string{"DELIVERBY 60"}, change: timed("N", -90*time.Second, false, nil),
+			mail: "MAIL FROM:<a@x.test> BY=-90;N", rcpt: "RCPT TO:<b@y.test>", want: "relayed:2.0.0"},
+		{name: "BY N, not known", abilities: []string{"DSN"}, change: timed("N", time.Hour, false, nil),
+			mail: "MAIL FROM:<a@x.test>", rcpt: "RCPT TO:<b@y.test> NOTIFY=FAILURE,DELAY", want: "relayed:2.0.0", dsn: true},
+		{name: "BY N, not known, SUCCESS", abilities: []string{"DSN"}, change: timed("N", time.Hour, false, []string{"SUCCESS"}),
+			mail: "MAIL FROM:<a@x.test>", rcpt: "RCPT TO:<b@y.test> NOTIFY=SUCCESS,DELAY", want: "relayed:2.0.0", dsn: true},
+		{name: "BY N, not known, NEVER", abilities: []string{"DSN"}, change: timed("N", time.Hour, false, []string{"NEVER"}),
+			mail: "MAIL FROM:<a@x.test>", rcpt: "RCPT TO:<b@y.test> NOTIFY=NEVER", want: "relayed:2.0.0", dsn: true},
+		{name: "priority", abilities: []string{"MT-PRIORITY MIXER"}, change: func(x *smtp.Transaction) { *x = *transaction("b@y.test"); x.Priority = -4 },
+			mail: "MAIL FROM:<a@x.test> MT-PRIORITY=-4", rcpt: "RCPT TO:<b@y.test>", want: "relayed:2.0.0"},
+		{name: "no priority", abilities: []string{"MT-PRIORITY"}, change: func(x *smtp.Transaction) { *x = *transaction("b@y.test") },
+			mail: "MAIL FROM:<a@x.test> MT-PRIORITY=0", rcpt: "RCPT TO:<b@y.test>", want: "relayed:2.0.0"},
 		{name: "line break in a recipient", change: func(x *smtp.Transaction) { x.To[0].Addr = "b@y.test>\r\nRCPT TO:<c@y.test" }, want: "failed:5.1.3"},
 		{name: "line break in the sender", change: func(x *smtp.Transaction) { x.From = "a@x.test>\nRSET" }, want: "failed:5.1.7"},
 		{name: "line break in a parameter", abilities: []string{"DSN"}, change: func(x *smtp.Transaction) {

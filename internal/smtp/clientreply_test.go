@@ -6,6 +6,7 @@ import (
 	"io"
 	"strings"
 	"testing"
+	"time"
 
 	"pennypost/internal/envelope"
 )
@@ -113,6 +114,12 @@ func TestParseAbilities(t *testing.T) {
 		a := ParseAbilities(&Reply{Code: 250, Lines: []string{"h", "SIZE" + size}})
 		if !a.Size || a.MaxSize != 0 {
 			t.Errorf("SIZE%s: %+v", size, a)
+		}
+	}
+	for params, want := range map[string]time.Duration{"": 0, " 240": 240 * time.Second, " 30,X": 30 * time.Second, " ,X": 0, " -1": 0} {
+		a := ParseAbilities(&Reply{Code: 250, Lines: []string{"h", "DELIVERBY" + params, "MT-PRIORITY MIXER"}})
+		if !a.DeliverBy || a.MinBy != want || !a.Priority {
+			t.Errorf("DELIVERBY%s: %+v", params, a)
 		}
 	}
 	// The greeting line is a host's name, whatever it looks like.

@@ -23,8 +23,11 @@ type Transaction struct {
 	Body       string // "", envelope.Body8Bit or BodyBinary: what the text needs
 	UTF8       bool   // header or addresses need SMTPUTF8
 	RequireTLS bool
-	Size       int64     // of the text, as Shape.Size has it; 0: not known. BodyBinary needs it exactly
-	Text       io.Reader // read once, from the peer's consent on
+	By         *envelope.DeliverBy // RFC 2852; nil: no deadline
+	Left       time.Duration       // until By's deadline, measured just before Send
+	Priority   int                 // RFC 6710
+	Size       int64               // of the text, as Shape.Size has it; 0: not known. BodyBinary needs it exactly
+	Text       io.Reader           // read once, from the peer's consent on
 }
 
 // Again tells what may still be tried for a recipient.
@@ -104,6 +107,11 @@ func (s *clientSend) possible() bool {
 		s.all(envelope.Fail("5.1.7", "the reverse-path has control characters"), Settled)
 	case t.RequireTLS && !x.RequireTLS:
 		s.all(envelope.Fail("5.7.30", "the message asks for REQUIRETLS, which the peer does not announce"), OtherHost)
+	case t.tooLate():
+		s.all(envelope.Fail("5.4.7", "not delivered by the time the sender asked for"), Settled)
+	case t.By != nil && t.By.Mode == "R" && !s.lmtp && (!x.DeliverBy || t.Left < x.MinBy):
+		// RFC 2852 §4.1.4.1; §7: other hosts of the domain are not asked.
+		s.all(envelope.Fail("5.3.3", "the peer does not promise to keep the time the sender asked for"), Settled)
 	case !x.UTF8 && (t.UTF8 || !clientASCII(t.From)):
 		s.all(envelope.Fail("5.6.7", "the message needs SMTPUTF8, which the peer does not announce"), OtherHost)
 	case t.Body == envelope.BodyBinary && !(x.Binary && x.Chunking && t.Size > 0):
@@ -138,6 +146,7 @@ func (s *clientSend) commands() {
 	if s.t.RequireTLS {
 		b = append(b, " REQUIRETLS"...)
 	}
+	b = s.timely(b)
 	if s.ext.DSN {
 		if s.t.Ret == "FULL" || s.t.Ret == "HDRS" {
 			b = append(append(b, " RET="...), s.t.Ret...)
@@ -166,7 +175,7 @@ func (s *clientSend) commands() {
 func (s *clientSend) rcpt(b []byte, r *envelope.Recipient) []byte {
 	b = append(append(append(b, "RCPT TO:<"...), r.Addr...), '>')
 	if s.ext.DSN {
-		for i, n := range r.Notify {
+		for i, n := range s.notify(r.Notify) {
 			if !clientSafe(n) {
 				continue
 			}

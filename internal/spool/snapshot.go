@@ -29,6 +29,7 @@ type Entry struct {
 	Attempts int
 	Hold     bool
 	Routed   bool // an admin named the next hop: the route table does not count
+	Timed    bool // the sender asked for a deadline or a priority: the envelope says which
 }
 
 // NewEntry sums up a message and its state.
@@ -36,6 +37,7 @@ func NewEntry(m *Message, st *State) Entry {
 	e := Entry{
 		ID: m.ID, From: m.Env.From, Due: st.Due, Size: m.Size,
 		Left: len(st.Left), Attempts: st.Attempts, Hold: st.Hold, Routed: st.Route != "",
+		Timed: m.Env.DeliverBy != nil || m.Env.Priority != 0,
 	}
 	if len(st.Left) > 0 {
 		e.To = st.Left[0].Addr
@@ -75,6 +77,9 @@ func appendLine(b []byte, e *Entry, drop bool) ([]byte, error) {
 		}
 		if e.Routed {
 			flags += "r"
+		}
+		if e.Timed {
+			flags += "t"
 		}
 		if flags == "" {
 			flags = "-"
@@ -148,7 +153,7 @@ func parseLine(line []byte) (e Entry, drop bool, err error) {
 		e.Due = time.UnixMilli(due).UTC()
 	}
 	e.Left, e.Attempts, e.Size = int(left), int(attempts), size
-	e.Hold, e.Routed = strings.Contains(f[5], "h"), strings.Contains(f[5], "r")
+	e.Hold, e.Routed, e.Timed = strings.Contains(f[5], "h"), strings.Contains(f[5], "r"), strings.Contains(f[5], "t")
 	e.Hop, e.From, e.To = f[7], f[8], f[9]
 	return e, false, nil
 }

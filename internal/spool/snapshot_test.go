@@ -149,7 +149,7 @@ func TestSnapshotDamage(t *testing.T) {
 func TestEntryLine(t *testing.T) {
 	for _, e := range []Entry{
 		{ID: NewID(time.Now())},
-		{ID: NewID(time.Now()), From: `"a b"@x.test`, To: "jörg@y.test", Hop: "host:25", Due: time.UnixMilli(5).UTC(), Size: 1 << 40, Left: 3, Attempts: 9, Hold: true, Routed: true},
+		{ID: NewID(time.Now()), From: `"a b"@x.test`, To: "jörg@y.test", Hop: "host:25", Due: time.UnixMilli(5).UTC(), Size: 1 << 40, Left: 3, Attempts: 9, Hold: true, Routed: true, Timed: true},
 	} {
 		b, err := appendLine(nil, &e, false)
 		if err != nil {

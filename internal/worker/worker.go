@@ -29,24 +29,26 @@ type Hello struct {
 // exactly one descriptor as ancillary data, sent with its first byte: the spool file, opened
 // read-only, with the message at [Offset, Offset+Size).
 type Request struct {
-	Seq     uint64               `json:"seq"`     // echoed in the report; unique on this connection
-	ID      string               `json:"id"`      // queue id
-	Attempt int                  `json:"attempt"` // 1 is the first
-	From    string               `json:"from"`
-	To      []envelope.Recipient `json:"to"`
-	NextHop string               `json:"next_hop"`           // mrelay: "example.org" (look up MX) or "host:port", "[addr]:port", "lmtp:..."; mdeliver: ""
-	Auth    string               `json:"auth,omitempty"`     // name of the configured credentials for this next hop
-	TLSMode string               `json:"tls_mode,omitempty"` // of the route: may, encrypt, verify, none, tls; "": mrelay's own configuration
-	Offset  int64                `json:"offset"`
-	Size    int64                `json:"size"`
-	EOL     string               `json:"eol"`
-	Body    string               `json:"body,omitempty"`
-	UTF8    bool                 `json:"smtputf8,omitempty"`
-	TLS     bool                 `json:"requiretls,omitempty"`
-	Ret     string               `json:"ret,omitempty"`
-	EnvID   string               `json:"envid,omitempty"`
-	Time    time.Time            `json:"time"` // acceptance of the message
-	Origin  envelope.Origin      `json:"origin"`
+	Seq      uint64               `json:"seq"`     // echoed in the report; unique on this connection
+	ID       string               `json:"id"`      // queue id
+	Attempt  int                  `json:"attempt"` // 1 is the first
+	From     string               `json:"from"`
+	To       []envelope.Recipient `json:"to"`
+	NextHop  string               `json:"next_hop"`           // mrelay: "example.org" (look up MX) or "host:port", "[addr]:port", "lmtp:..."; mdeliver: ""
+	Auth     string               `json:"auth,omitempty"`     // name of the configured credentials for this next hop
+	TLSMode  string               `json:"tls_mode,omitempty"` // of the route: may, encrypt, verify, none, tls; "": mrelay's own configuration
+	Offset   int64                `json:"offset"`
+	Size     int64                `json:"size"`
+	EOL      string               `json:"eol"`
+	Body     string               `json:"body,omitempty"`
+	UTF8     bool                 `json:"smtputf8,omitempty"`
+	TLS      bool                 `json:"requiretls,omitempty"`
+	Ret      string               `json:"ret,omitempty"`
+	EnvID    string               `json:"envid,omitempty"`
+	By       *envelope.DeliverBy  `json:"deliver_by,omitempty"` // RFC 2852
+	Priority int                  `json:"priority,omitempty"`   // RFC 6710
+	Time     time.Time            `json:"time"`                 // acceptance of the message
+	Origin   envelope.Origin      `json:"origin"`
 }
 
 // Result is the report for one recipient.
@@ -59,6 +61,7 @@ type Result struct {
 	Transcript []string   `json:"transcript,omitempty"`  // of a failure: "C: ..." and "S: ..." lines, AUTH exchanges cut out
 	Mailbox    string     `json:"mailbox,omitempty"`     // where it was delivered
 	DSN        bool       `json:"dsn_relayed,omitempty"` // the next hop took over NOTIFY (it announced DSN), or the one address an alias stands for
+	By         bool       `json:"by_relayed,omitempty"`  // the next hop took over the deadline (it announced DELIVERBY)
 	Expand     *Expansion `json:"expand,omitempty"`      // with verdict expanded; with failed, what is served beside the target that failed
 }
 
