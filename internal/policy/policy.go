@@ -165,6 +165,13 @@ func (p *Policy) asksReverse() bool {
 
 func (p *Policy) greylists() bool { return p.o.Greylist == "domain" || p.o.Greylist == "full" }
 
+// Asks tells whether anything is asked of clients; if not, nobody needs a Visit.
+func (p *Policy) Asks() bool {
+	o := &p.o
+	return len(p.checks) > 0 || o.GreetDelay > 0 || o.ClientRate > 0 || o.NetworkRate > 0 || o.ClientSessions > 0 ||
+		o.NetworkSessions > 0 || o.Tarpit > 0 || o.UnknownLimit > 0 || o.RelayFile != ""
+}
+
 // Tarpit is how long the answer to the nth unknown recipient of a session is held back.
 func (p *Policy) Tarpit() time.Duration { return p.o.Tarpit }
 

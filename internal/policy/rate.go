@@ -31,6 +31,9 @@ type limit struct {
 // rate counts the connection by address and network, and the sessions at once.
 func (v *Visit) rate() Verdict {
 	o, ip := &v.p.o, v.client.Addr
+	if o.ClientSessions <= 0 && o.NetworkSessions <= 0 && o.ClientRate <= 0 && o.NetworkRate <= 0 {
+		return Verdict{Check: "rate", Why: "there is no limit"}
+	}
 	addr, net := ip.String(), network(ip)
 	for _, l := range []limit{
 		{"client-sessions", kindClientOpen, addr, o.ClientSessions},

@@ -19,7 +19,7 @@ type judge struct {
 
 // policyConnect begins the judgement of a client. It is for the role that strangers use.
 func (s *session) policyConnect(ctx context.Context) error {
-	if s.o.Policy == nil || s.o.Role != MX {
+	if s.o.Policy == nil || s.o.Role != MX || !s.o.Policy.Asks() {
 		return nil
 	}
 	s.visit = s.o.Policy.Visit(ctx, policy.Client{Addr: s.st.Peer.Addr.Addr(), Local: s.st.Peer.Local.Addr()}, s.verdict)
