@@ -71,6 +71,7 @@ func (c *Config) check() []fault {
 	}
 	c.checkRelay(k)
 	c.checkSMTPD(k)
+	c.checkFilters(k)
 	c.checkAuth(k)
 	c.Policy.check(k)
 	c.checkWorkers(k)

@@ -143,6 +143,8 @@ type SMTPD struct {
 	ETRNFrom     []string   `toml:"etrn_from"`    // networks that may start a domain's queue by ETRN; default none
 	ProxyFrom    []string   `toml:"proxy_from"`   // networks of proxies that send the PROXY protocol; default none
 	Listen       []Listener `toml:"listen"`       // used by plain "msmtpd --listen" without arguments
+	Hooks        []Hook     `toml:"hook"`         // programs that are asked about clients, recipients and messages
+	Milters      []Milter   `toml:"milter"`       // content filters
 
 	Auth SMTPDAuth `toml:"auth"`
 }

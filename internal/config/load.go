@@ -215,6 +215,9 @@ func (c *Config) absolute(dir string) {
 	for i := range c.Workers {
 		abs(&c.Workers[i].Socket)
 	}
+	for i := range c.SMTPD.Hooks {
+		abs(&c.SMTPD.Hooks[i].Socket)
+	}
 	if f, ok := strings.CutPrefix(c.Log, "file:"); ok {
 		abs(&f)
 		c.Log = "file:" + f

@@ -71,7 +71,7 @@ type Change struct {
 
 // Options say which filter, and how long it may take.
 type Options struct {
-	Address  string        // "inet:host:port", "inet6:[address]:port" or "unix:/path"
+	Address  string        // "inet:host:port" or "unix:/path"
 	Hostname string        // ours
 	Timeout  time.Duration // of one answer
 }
@@ -115,13 +115,13 @@ func New(o Options) (*Client, error) {
 func ParseAddress(s string) (network, addr string, err error) {
 	kind, rest, _ := strings.Cut(s, ":")
 	switch kind {
-	case "unix", "local":
+	case "unix":
 		if filepath.IsAbs(rest) {
 			return "unix", rest, nil
 		}
-	case "inet", "inet6":
+	case "inet":
 		if host, port, err := net.SplitHostPort(rest); err == nil && host != "" && port != "" {
-			return map[string]string{"inet": "tcp", "inet6": "tcp6"}[kind], rest, nil
+			return "tcp", rest, nil
 		}
 	}
 	return "", "", fmt.Errorf("milter %q: want inet:host:port or unix:/path", s)
