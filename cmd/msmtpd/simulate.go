@@ -21,9 +21,11 @@ import (
 	urfave "github.com/urfave/cli/v2"
 
 	"pennypost/internal/accounts"
+	"pennypost/internal/auth"
 	"pennypost/internal/cli"
 	"pennypost/internal/config"
 	"pennypost/internal/envelope"
+	"pennypost/internal/sasl"
 	"pennypost/internal/smtp"
 	"pennypost/internal/smtpd"
 	"pennypost/internal/spool"
@@ -236,7 +238,10 @@ func (p *play) stage(o *smtpd.Options, cfg *config.Config) {
 	if p == nil {
 		return
 	}
-	o.Explain, o.Accounts = p.tell, noPasswords{o.Accounts, p}
+	o.Explain, o.Auth.Passwords = p.tell, noPasswords{p: p}
+	if o.Auth.Token != nil {
+		o.Auth.Token = func(context.Context, string, string) (string, error) { return p.noLogin() }
+	}
 	o.Submit = submit.New(submit.Options{
 		Store: p.store(), Hostname: cfg.Hostname, MaxSize: cfg.Limits.MessageSize, MaxHops: cfg.Limits.Hops, Now: cfg.Now(), Log: o.Log,
 	})
@@ -262,15 +267,21 @@ func (p *play) store() submit.Store {
 	}}
 }
 
-// noPasswords are accounts whose passwords are not asked for: a guess would count.
+// noPasswords checks none: a guess would count.
 type noPasswords struct {
-	smtpd.Accounts
+	auth.Checker
 	p *play
 }
 
-var errNotPlayed = errors.New("no password is checked in a simulation; --user plays a client that has authenticated")
+var errNotPlayed = errors.New("no password or token is checked in a simulation; --user plays a client that has authenticated")
 
-func (a noPasswords) CheckPassword(context.Context, string, string) (string, bool, error) {
-	a.p.explain("auth", "%v", errNotPlayed)
-	return "", false, errNotPlayed
+func (n noPasswords) Password(context.Context, string, string, netip.Addr) (string, error) {
+	return n.p.noLogin()
+}
+
+func (n noPasswords) Mechanisms(context.Context) ([]string, error) { return nil, nil }
+
+func (p *play) noLogin() (string, error) {
+	p.explain("auth", "%v", errNotPlayed)
+	return "", fmt.Errorf("%w: %w", sasl.ErrTemporary, errNotPlayed)
 }

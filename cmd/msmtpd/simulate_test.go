@@ -86,6 +86,8 @@ func TestSimulate(t *testing.T) {
 				"S: 250 2.1.0", "# rcpt: far.test is not local: users may send anywhere", "S: 250 2.1.5"}, "S: 250-AUTH"},
 		{"STARTTLS", "", "EHLO c\nMAIL FROM:<>\nSTARTTLS\nEHLO c\nMAIL FROM:<>\n", []string{"--role", "submission"}, []string{
 			"S: 530 5.7.0 say STARTTLS first", "S: 220 2.0.0", "# connect: a TLS handshake is taken to succeed", "S: 530 5.7.0 authentication required"}, ""},
+		{"passwords are not checked", "", "EHLO c\nSTARTTLS\nEHLO c\nAUTH PLAIN AGFsaWNlAHNlY3JldA==\n", []string{"--role", "submission"}, []string{
+			"S: 250-AUTH PLAIN LOGIN", "# auth: no password or token is checked in a simulation", "S: 454 4.7.0"}, "235"},
 		{"local", "", "EHLO c\nMAIL FROM:<bob@example.test>\n", []string{"--role", "local", "--client", "uid:4294967"}, []string{
 			"# connect: the client is a process of user id 4294967", "S: 550 5.7.1 uid4294967 may not send as bob@example.test"}, ""},
 		{"greylisting is read only", "policy.greylist = \"full\"\n", toBob, []string{"--client", "192.0.2.7"}, []string{
