@@ -65,13 +65,17 @@ func newServers(cfg *config.Config, log *slog.Logger, p *play) (*servers, error)
 	if err != nil {
 		return nil, cli.Exit(envelope.ExConfig, err)
 	}
+	list, err := filters(cfg)
+	if err != nil {
+		return nil, cli.Exit(envelope.ExConfig, err)
+	}
 	s.base = smtpd.Options{
 		Hostname: cfg.Hostname, Domains: cfg.Domains, Accounts: acc, Auth: s.auth(),
 		Submit: submit.New(submit.Options{
 			Spool: sp, Hostname: cfg.Hostname, MaxSize: cfg.Limits.MessageSize, MaxHops: cfg.Limits.Hops, Now: cfg.Now(), Log: log,
 		}),
 		RelayFrom: relayFrom, RelayDomains: cfg.SMTPD.RelayDomains, Policy: pol, Extend: extend,
-		TrustedUIDs: trusted(cfg.Spool), Login: login,
+		TrustedUIDs: trusted(cfg.Spool), Login: login, Filters: list,
 		MaxSize: cfg.Limits.MessageSize, MaxRecipients: cfg.Limits.Recipients,
 		MaxErrors: cfg.SMTPD.Errors, Timeout: cfg.SMTPD.Timeout.Std(), Log: log,
 	}
