@@ -103,7 +103,9 @@ type Options struct {
 	State string
 	Now   func() time.Time                                 // default time.Now
 	Sleep func(ctx context.Context, d time.Duration) error // default a timer
-	Log   *slog.Logger
+	// Log gets the faults of the service itself and, by Serve, a line for each login that failed;
+	// a daemon that asks in its own process has its own line for it.
+	Log *slog.Logger
 }
 
 // Service checks passwords in this process. It may be used by many goroutines at once.
@@ -185,7 +187,6 @@ func (s *Service) Login(ctx context.Context, a Attempt) (Identity, error) {
 		return s.identity(sec, a.Ticket)
 	}
 	if s.limits.repeated(g, print) {
-		s.refused(g, "repeated")
 		return Identity{}, sasl.ErrRefused
 	}
 	if err := s.slow(ctx, &g); err != nil {
@@ -195,11 +196,9 @@ func (s *Service) Login(ctx context.Context, a Attempt) (Identity, error) {
 	switch {
 	case err != nil:
 		s.limits.undo(g)
-		s.o.Log.Error("password check failed", "user", g.account, "err", err)
 		return Identity{}, temporary(err)
 	case !ok:
 		s.limits.failed(g, print)
-		s.refused(g, "wrong")
 		return Identity{}, sasl.ErrRefused
 	}
 	s.limits.succeeded(g)
@@ -209,15 +208,10 @@ func (s *Service) Login(ctx context.Context, a Attempt) (Identity, error) {
 	return s.identity(sec, a.Ticket)
 }
 
-func (s *Service) refused(g guess, why string) {
-	s.o.Log.Info("password refused", "user", g.account, "peer", g.from.String(), "reason", why)
-}
-
 // slow counts the guess and waits as long as the limits ask for.
 func (s *Service) slow(ctx context.Context, g *guess) error {
 	wait, err := s.limits.begin(g)
 	if err != nil {
-		s.o.Log.Warn("login put off", "user", g.account, "peer", g.from.String(), "wait_ms", wait.Milliseconds())
 		return fmt.Errorf("%w: %w", sasl.ErrTemporary, err)
 	}
 	if wait > 0 {

@@ -103,7 +103,7 @@ func (r *rig) write(t testing.TB, secrets string) {
 }
 
 // socket serves r on a UNIX socket and returns a client of it.
-func (r *rig) socket(t *testing.T, redeem bool) *Client {
+func (r *rig) socket(t testing.TB, redeem bool) *Client {
 	t.Helper()
 	path := filepath.Join(r.dir, "auth")
 	l, err := net.Listen("unix", path)

@@ -1,9 +1,12 @@
 package auth
 
 import (
+	"bytes"
 	"context"
+	"crypto/rand"
 	"errors"
 	"fmt"
+	"log/slog"
 	"net/netip"
 	"os"
 	"path/filepath"
@@ -364,4 +367,47 @@ func TestTableIsBounded(t *testing.T) {
 	if wait, err := l.begin(&g); wait == 0 && err == nil {
 		t.Error("a flood of other names made the table forget who is being slowed")
 	}
+}
+
+// What is logged names the user and the client, and never a password, wherever it stood.
+func TestLog(t *testing.T) {
+	var log bytes.Buffer
+	var mu sync.Mutex
+	r := newRig(t, files, func(o *Options) { o.Log = slog.New(slog.NewTextHandler(&lockedWriter{&mu, &log}, nil)) })
+	c := r.socket(t, false)
+	for i, q := range []string{"alice", "nobody", "broken", "alice@example.test"} {
+		if _, err := c.Password(ctxTODO, q, "hunter2", home); err == nil {
+			t.Error("let in")
+		}
+		_, _ = converse(t, c, Exchange{Mechanism: SCRAMSHA256, From: home}, scram.SHA256, "carol", fmt.Sprint("hunter2", i), nil)
+	}
+	for range 20 {
+		_ = r.wrongOver(c, "alice")
+	}
+	mu.Lock()
+	defer mu.Unlock()
+	for _, want := range []string{"msg=\"login refused\" user=alice peer=192.0.2.7", "msg=\"password check failed\" user=broken", "msg=\"login put off\" user=alice", "user=carol peer=192.0.2.7 op=SCRAM-SHA-256"} {
+		if !strings.Contains(log.String(), want) {
+			t.Errorf("no %q in\n%s", want, log.String())
+		}
+	}
+	if strings.Contains(log.String(), "hunter2") || strings.Contains(log.String(), "secret") {
+		t.Errorf("a password in\n%s", log.String())
+	}
+}
+
+func (r *rig) wrongOver(c Checker, login string) error {
+	_, err := c.Password(ctxTODO, login, "hunter2"+fmt.Sprint(r.clock.now().UnixNano())+rand.Text(), home)
+	return err
+}
+
+type lockedWriter struct {
+	mu *sync.Mutex
+	b  *bytes.Buffer
+}
+
+func (w *lockedWriter) Write(p []byte) (int, error) {
+	w.mu.Lock()
+	defer w.mu.Unlock()
+	return w.b.Write(p)
 }

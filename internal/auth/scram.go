@@ -266,7 +266,6 @@ func (e *exchange) lookUp(ctx context.Context, login string) (err error) {
 		err = e.sec.Refused
 	}
 	if err != nil {
-		e.s.o.Log.Error("password check failed", "user", e.guess.account, "err", err)
 		return temporary(err)
 	}
 	return e.s.slow(ctx, &e.guess)
@@ -284,6 +283,5 @@ func (e *exchange) finish(msg string) ([]byte, error) {
 	if final == "" {
 		return nil, sasl.ErrSyntax
 	}
-	e.s.refused(e.guess, strings.TrimPrefix(final, "e="))
 	return nil, sasl.ErrRefused
 }

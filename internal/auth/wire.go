@@ -207,9 +207,23 @@ func (s *Service) answer(ctx context.Context, r request, from netip.Addr, redeem
 		}
 	}
 	if err != nil {
+		s.logFailure(r.Op, r.Login, r.From, err)
 		return failure(err)
 	}
 	return a
+}
+
+// logFailure says why a login failed, without the password.
+func (s *Service) logFailure(op, login, from string, err error) {
+	log := s.o.Log.With("user", login[:min(len(login), 128)], "peer", from, "op", op)
+	switch {
+	case errors.Is(err, sasl.ErrRefused):
+		log.Info("login refused")
+	case errors.Is(err, ErrSlow), errors.Is(err, ErrBusy):
+		log.Warn("login put off", "err", err)
+	case !errors.Is(err, sasl.ErrSyntax):
+		log.Error("password check failed", "err", err)
+	}
 }
 
 // step carries an exchange on and returns it as long as it goes on.
@@ -233,6 +247,9 @@ func (s *Service) step(ctx context.Context, open Server, r request, from netip.A
 	challenge, done, err := open.Next(ctx, r.Response)
 	switch {
 	case err != nil:
+		if e, ok := open.(*exchange); ok {
+			s.logFailure(e.x.Mechanism, e.login, addr(e.x.From), err)
+		}
 		return failure(err), nil
 	case done:
 		return reply{OK: true, User: open.User(), Ticket: open.Ticket()}, nil
