@@ -81,7 +81,7 @@ tls = "none"
 	p.waitFor("sockets of the workers", func() bool { return p.exists("deliver/socket") && p.exists("relay/socket") })
 	p.start(uidQueue, uidQueue, "mqueue", "run")
 	p.waitFor("control socket", func() bool { return p.exists("spool/control") })
-	addr := p.smtpd()
+	addr := p.smtpd("mx")
 
 	p.smtp(addr, "bob@example.test")
 	p.waitFor("mail for bob", func() bool { return len(p.glob("mail/example.test/bob/new/*")) == 1 })
@@ -211,7 +211,7 @@ func (p *place) run(cmd *exec.Cmd) {
 }
 
 // smtpd starts msmtpd with a socket that root has opened, as systemd does.
-func (p *place) smtpd() (addr string) {
+func (p *place) smtpd(role string) (addr string) {
 	p.t.Helper()
 	l, err := net.Listen("tcp", "127.0.0.1:0")
 	if err != nil {
@@ -223,7 +223,7 @@ func (p *place) smtpd() (addr string) {
 		p.t.Fatal(err)
 	}
 	defer f.Close()
-	args := []string{"-c", `LISTEN_PID=$$ exec "$@"`, "sh", filepath.Join(p.bin, "msmtpd"), "--config", filepath.Join(p.dir, "pennypost.toml"), "--role", "mx", "--idle", "1h"}
+	args := []string{"-c", `LISTEN_PID=$$ exec "$@"`, "sh", filepath.Join(p.bin, "msmtpd"), "--config", filepath.Join(p.dir, "pennypost.toml"), "--role", role, "--idle", "1h"}
 	cmd := p.as(exec.Command("/bin/sh", args...), uidSMTP, uidSMTP)
 	cmd.Env = append(cmd.Env, "LISTEN_FDS=1")
 	cmd.ExtraFiles = []*os.File{f}
