@@ -65,7 +65,7 @@ func TestExec(t *testing.T) {
 			if strings.Contains(c.bad, "in time") {
 				timeout = 200 * time.Millisecond
 			}
-			h, err := New(Options{Name: "x", Command: []string{script(t, c.script), "$(x);a b"}, Timeout: timeout, Max: 1})
+			h, err := New(Options{Name: "x", Command: []string{"/bin/sh", script(t, c.script), "$(x);a b"}, Timeout: timeout, Max: 1})
 			if err != nil {
 				t.Fatal(err)
 			}
