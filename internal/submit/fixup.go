@@ -44,17 +44,13 @@ func (m *Message) judge(eof bool) error {
 
 // takeHeader reads the facts from the header and applies what depends on it alone.
 func (m *Message) takeHeader(raw []byte) error {
-	fields := m.scan.fields
 	if m.fix.Pipe {
 		var n int64
 		raw, n = cleanHeader(raw)
 		m.out.replaced += n
-		again := headerScan{mbox: true}
-		again.next(raw, true)
-		fields = again.fields
 	}
 	// The held buffer goes on to grow; the header keeps its own copy.
-	m.head = parseHeader(bytes.Clone(raw), fields)
+	m.head = parseHeader(bytes.Clone(raw), m.scan.mbox)
 	if max := m.s.o.MaxHops; max > 0 && m.head.received > max {
 		return fail("5.4.6", fmt.Errorf("%w (%d, %d are allowed)", ErrLoop, m.head.received, max))
 	}
@@ -102,7 +98,7 @@ func (m *Message) extract() error {
 		}
 	}
 	h := m.head
-	for _, f := range h.fields {
+	for f := range h.fields() {
 		// As sendmail does: in a resent message only the Resent- fields name recipients.
 		if h.resent && !h.is(f, "resent-to", "resent-cc", "resent-bcc") || !h.resent && !h.is(f, "to", "cc", "bcc") {
 			continue
@@ -163,7 +159,7 @@ func (m *Message) ownHeader(b *bytes.Buffer, p plan) {
 		b.WriteString(prefix + "Message-ID: " + m.madeID() + "\n")
 	}
 	added := b.Len()
-	for _, f := range h.fields {
+	for f := range h.fields() {
 		if m.dropped(f, p) {
 			continue
 		}
@@ -206,8 +202,19 @@ func wireEnds(b []byte) []byte {
 }
 
 // open chooses the form of the body by what is held, makes the draft and writes the header and
-// the held part.
+// the held part, which is of no further use then.
 func (m *Message) open(eof bool) error {
+	if err := m.openDraft(eof); err != nil {
+		return err
+	}
+	m.release()
+	if !m.fix.Pipe {
+		m.head.raw = nil // only a message from a pipe may need a second draft made from it
+	}
+	return nil
+}
+
+func (m *Message) openDraft(eof bool) error {
 	body := (*m.held)[m.body:]
 	if m.fix.Pipe {
 		m.out.begin(m.head, *m.held, body)

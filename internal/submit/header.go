@@ -2,6 +2,7 @@ package submit
 
 import (
 	"bytes"
+	"iter"
 	"strings"
 )
 
@@ -11,11 +12,12 @@ type field struct {
 }
 
 // headerScan walks over the lines of a header as they arrive. It never fails: what is no field
-// ends the header.
+// ends the header. It keeps no table of the fields: one of the shortest would be eight times
+// their size.
 type headerScan struct {
-	pos    int // start of the first line not yet judged
-	fields []field
-	mbox   bool // a leading "From " line of a mailbox file is skipped
+	pos   int  // start of the first line not yet judged
+	field bool // a field has come
+	mbox  bool // a leading "From " line of a mailbox file is skipped
 }
 
 // maxName bounds a field name. RFC 5322 §2.1.1's line limit bounds it anyway; without a bound
@@ -34,7 +36,7 @@ func (h *headerScan) next(buf []byte, eof bool) (end, body int, done bool) {
 		}
 		if !whole && !eof {
 			// A line that can no longer become a field ends the header before all of it is here.
-			if cont := line[0] == ' ' || line[0] == '\t'; cont && len(h.fields) > 0 || h.couldBeField(line) {
+			if cont := line[0] == ' ' || line[0] == '\t'; cont && h.field || h.couldBeField(line) {
 				return 0, 0, false
 			}
 			return h.pos, h.pos, true
@@ -42,15 +44,12 @@ func (h *headerScan) next(buf []byte, eof bool) (end, body int, done bool) {
 		switch {
 		case len(line) == 1 && line[0] == '\n', len(line) == 2 && line[0] == '\r' && line[1] == '\n':
 			return h.pos, h.pos + len(line), true
-		case (line[0] == ' ' || line[0] == '\t') && len(h.fields) > 0:
-			h.fields[len(h.fields)-1].end = h.pos + len(line)
-		case h.mbox && len(h.fields) == 0 && isFromLine(line):
+		case (line[0] == ' ' || line[0] == '\t') && h.field:
+		case h.mbox && !h.field && isFromLine(line):
+		case fieldName(line) == 0:
+			return h.pos, h.pos, true
 		default:
-			name := fieldName(line)
-			if name == 0 {
-				return h.pos, h.pos, true
-			}
-			h.fields = append(h.fields, field{h.pos, h.pos + name, h.pos + len(line)})
+			h.field = true
 		}
 		h.pos += len(line)
 	}
@@ -63,7 +62,7 @@ func (h *headerScan) couldBeField(line []byte) bool {
 	if line[0] == '\r' && len(line) == 1 {
 		return true
 	}
-	if h.mbox && len(h.fields) == 0 && (isFromLine(line) || len(line) < 6) {
+	if h.mbox && !h.field && (isFromLine(line) || len(line) < 6) {
 		return true
 	}
 	for i, c := range line {
@@ -107,8 +106,8 @@ func isFromLine(line []byte) bool {
 
 // header is a parsed header: the raw bytes and what the fix-ups have to know about them.
 type header struct {
-	raw    []byte
-	fields []field
+	raw  []byte
+	mbox bool // raw may begin with a "From " line
 
 	received    int
 	resent      bool
@@ -124,11 +123,39 @@ type header struct {
 	encoding    string
 }
 
-// parseHeader reads the facts out of the fields found by a scan of raw.
-func parseHeader(raw []byte, fields []field) *header {
-	h := &header{raw: raw, fields: fields}
+// fields are those of a header that a scan has found the end of.
+func (h *header) fields() iter.Seq[field] {
+	return func(yield func(field) bool) {
+		var f field // the last one found; its continuations may follow
+		for pos := 0; pos < len(h.raw); {
+			line := h.raw[pos:]
+			if n := bytes.IndexByte(line, '\n') + 1; n > 0 {
+				line = line[:n]
+			}
+			next := pos + len(line)
+			switch {
+			case isWSP(line[0]) && f.end > 0:
+				f.end = next
+			case h.mbox && f.end == 0 && isFromLine(line):
+			default:
+				if f.end > 0 && !yield(f) {
+					return
+				}
+				f = field{pos, pos + fieldName(line), next}
+			}
+			pos = next
+		}
+		if f.end > 0 {
+			yield(f)
+		}
+	}
+}
+
+// parseHeader reads the facts out of a header whose end a scan has found.
+func parseHeader(raw []byte, mbox bool) *header {
+	h := &header{raw: raw, mbox: mbox}
 	var low [32]byte
-	for _, f := range fields {
+	for f := range h.fields() {
 		n := f.nameEnd - f.start
 		if n > len(low) {
 			continue

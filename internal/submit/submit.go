@@ -221,11 +221,21 @@ func (m *Message) Write(p []byte) (int, error) {
 		}
 		return n, nil
 	}
-	*m.held = append(*m.held, p...)
+	m.hold(p)
 	if err := m.advance(false); err != nil {
 		return 0, m.fail(err)
 	}
 	return n, nil
+}
+
+// hold keeps p. The buffer doubles: append grows big slices by less, and leaves more garbage.
+func (m *Message) hold(p []byte) {
+	if need := len(*m.held) + len(p); need > cap(*m.held) && need > holdSize {
+		grown := make([]byte, len(*m.held), max(need, min(2*cap(*m.held), maxHeader+holdSize)))
+		copy(grown, *m.held)
+		*m.held = grown
+	}
+	*m.held = append(*m.held, p...)
 }
 
 // ReadFrom takes the message from r up to its end. A read error makes the whole message fail: a
@@ -319,6 +329,23 @@ func (m *Message) release() {
 	m.held = nil
 }
 
+// requests are what the sender asked for beside delivery; RFC 6710 §4.1 wants the priority logged.
+func requests(env *envelope.Envelope) (a []slog.Attr) {
+	if env.RequireTLS {
+		a = append(a, slog.Bool("requiretls", true))
+	}
+	if env.HoldUntil != nil {
+		a = append(a, slog.Time("hold_until", *env.HoldUntil))
+	}
+	if by := env.DeliverBy; by != nil {
+		a = append(a, slog.Time("deliver_by", by.Deadline), slog.String("mode", by.Mode))
+	}
+	if env.Priority != 0 {
+		a = append(a, slog.Int("priority", env.Priority))
+	}
+	return a
+}
+
 func (m *Message) logAccepted() {
 	l := m.s.o.Log
 	if l == nil {
@@ -337,6 +364,7 @@ func (m *Message) logAccepted() {
 			a = append(a, slog.String(kv[0], kv[1]))
 		}
 	}
+	a = append(a, requests(m.env)...)
 	ctx := context.Background()
 	l.LogAttrs(ctx, slog.LevelInfo, "accepted", a...)
 	if n := m.out.replaced; n > 0 {
