@@ -8,6 +8,7 @@ import (
 	"time"
 
 	"pennypost/internal/envelope"
+	"pennypost/internal/submit"
 )
 
 func nets(list ...string) []netip.Prefix {
@@ -195,5 +196,20 @@ func TestXClient(t *testing.T) {
 	m := f.mem.msgs[0]
 	if m.env.Origin.Peer != "198.51.100.9:99" || m.env.Origin.Kind != envelope.OriginSMTP || !strings.HasPrefix(m.text, "Received: from out.test ([198.51.100.9])") {
 		t.Errorf("%+v %s", m.env.Origin, m.text)
+	}
+}
+
+// TestRequestsAreLogged: the line of an accepted message names what was asked for.
+func TestRequestsAreLogged(t *testing.T) {
+	f := newFixture(Local)
+	uid := 0
+	f.peer.UID = &uid
+	f.o.Extend = Extend{HoldMax: time.Hour, MinBy: time.Minute}
+	f.o.Submit = submit.New(submit.Options{Store: f.mem, Hostname: "mx.home.test", MaxHops: 5, Log: f.o.Log})
+	f.say(t, "EHLO c.test", "MAIL FROM:<ann@home.test> HOLDFOR=60 BY=3600;R MT-PRIORITY=-3", "RCPT TO:<x@far.test>", "DATA", "", ".")
+	for _, want := range []string{"hold_until=", "deliver_by=", "mode=R", "priority=-3"} {
+		if !strings.Contains(f.log.String(), want) {
+			t.Errorf("no %s in %s", want, f.log.String())
+		}
 	}
 }
