@@ -23,7 +23,7 @@ func (k *checker) accounts(ctx context.Context, cfg *config.Config) {
 		Domains: cfg.Domains, Postmaster: cfg.Postmaster, Maildirs: cfg.Maildirs,
 		Users: cfg.Accounts.Users, UsersMay: cfg.Accounts.UsersMay, Aliases: cfg.Accounts.Aliases,
 		System: cfg.Accounts.System, Passwd: "/etc/passwd", Getent: "getent",
-		Subaddress: cfg.Accounts.SubaddressSep, CatchAll: cfg.Accounts.CatchAll,
+		Subaddress: cfg.Accounts.SubaddressSep, CatchAll: cfg.Accounts.CatchAll, Lookup: cfg.Accounts.LookupSocket,
 	})
 	if err != nil {
 		k.fail("accounts", err.Error(), "correct the configuration")

@@ -79,7 +79,7 @@ func openAccounts(cfg *config.Config) (*accounts.Accounts, error) {
 		Domains: cfg.Domains, Postmaster: cfg.Postmaster, Maildirs: cfg.Maildirs,
 		Users: cfg.Accounts.Users, UsersMay: cfg.Accounts.UsersMay, Aliases: cfg.Accounts.Aliases,
 		System: cfg.Accounts.System, Passwd: "/etc/passwd", Getent: getent,
-		Subaddress: cfg.Accounts.SubaddressSep, CatchAll: cfg.Accounts.CatchAll,
+		Subaddress: cfg.Accounts.SubaddressSep, CatchAll: cfg.Accounts.CatchAll, Lookup: cfg.Accounts.LookupSocket,
 	})
 }
 

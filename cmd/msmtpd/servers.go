@@ -144,7 +144,7 @@ func openAccounts(cfg *config.Config) (*accounts.Accounts, error) {
 		Users: cfg.Accounts.Users, UsersMay: cfg.Accounts.UsersMay,
 		Secrets: cfg.Accounts.Secrets, Aliases: cfg.Accounts.Aliases,
 		System: cfg.Accounts.System, Passwd: "/etc/passwd", Getent: getent,
-		Subaddress: cfg.Accounts.SubaddressSep, CatchAll: cfg.Accounts.CatchAll,
+		Subaddress: cfg.Accounts.SubaddressSep, CatchAll: cfg.Accounts.CatchAll, Lookup: cfg.Accounts.LookupSocket,
 		Verify: password.Verify,
 	})
 }

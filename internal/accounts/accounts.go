@@ -26,6 +26,7 @@ type Options struct {
 	System     bool     // users of Passwd and Getent are users of the first domain
 	Passwd     string   // file of system users: /etc/passwd
 	Getent     string   // program asked for system users not in Passwd; "" = none
+	Lookup     string   // UNIX socket asked about users that none of the above has; "" = none
 	Subaddress string   // separators of local-part and detail: "+"
 	CatchAll   string   // address that takes unknown recipients of local domains
 	// Verify checks a password against a stored one; normally password.Verify. It is an option
@@ -101,6 +102,7 @@ type Accounts struct {
 	secrets *file[*secretTable]
 	aliases []*file[*aliasTable]
 	system  *systemUsers
+	remote  *lookups
 	hashes  chan struct{}
 
 	mu       sync.Mutex
@@ -134,6 +136,7 @@ func Open(o Options) (*Accounts, error) {
 		a.aliases = append(a.aliases, newFile(p, parseAliasFile))
 	}
 	a.system = newSystemUsers(o)
+	a.remote = newLookups(o.Lookup)
 	if o.Hashes <= 0 {
 		o.Hashes = 4
 	}
@@ -312,19 +315,18 @@ func (a *Accounts) mailbox(ctx context.Context, addr envelope.Address, exact str
 			return m, err
 		}
 	}
-	if !a.o.System || addr.Domain != a.first() {
-		return nil, nil
-	}
-	// System user names may hold upper case; the exact one goes first.
-	for _, name := range []string{exact, addr.Local} {
-		if u, err := a.system.find(ctx, name, fresh); err != nil || u != nil {
-			return u.mailbox(addr), err
+	if a.o.System && addr.Domain == a.first() {
+		// System user names may hold upper case; the exact one goes first.
+		for _, name := range []string{exact, addr.Local} {
+			if u, err := a.system.find(ctx, name, fresh); err != nil || u != nil {
+				return u.mailbox(addr), err
+			}
+			if exact == addr.Local {
+				break
+			}
 		}
-		if exact == addr.Local {
-			break
-		}
 	}
-	return nil, nil
+	return a.remote.find(ctx, addr, a.o.Maildirs)
 }
 
 func (a *Accounts) findAlias(key string, fresh bool) (*Alias, error) {

@@ -154,33 +154,38 @@ func parseUser(addr envelope.Address, line string) (*Mailbox, error) {
 		k, v, _ := strings.Cut(kv, "=")
 		m.Extra[k] = v
 	}
+	return m, m.place(addr)
+}
+
+// place finds the Maildir that the extra fields of an account name, if they do.
+func (m *Mailbox) place(addr envelope.Address) error {
 	mail := m.Extra["userdb_mail"]
 	if mail == "" {
 		mail = m.Extra["mail"]
 	}
 	if mail == "" {
-		return m, nil
+		return nil
 	}
 	// Dovecot's mail location: maildir:PATH[:OPTION=VALUE...], PATH with ~ for home.
 	p := strings.TrimPrefix(mail, "maildir:")
 	p, _, _ = strings.Cut(p, ":")
 	if p == "~" || strings.HasPrefix(p, "~/") {
 		if m.Home == "" {
-			return nil, errors.New("mail starts with ~ but no home is given")
+			return errors.New("mail starts with ~ but no home is given")
 		}
 		p = m.Home + p[1:]
 	}
 	if strings.Contains(p, "%") {
 		var err error
 		if p, err = expandMaildir(p, addr, m.Home); err != nil {
-			return nil, err
+			return err
 		}
 	}
 	if p == "" || p[0] != '/' {
-		return nil, fmt.Errorf("mail %q is no maildir: with an absolute path", mail)
+		return fmt.Errorf("mail %q is no maildir: with an absolute path", mail)
 	}
 	m.Maildir = p
-	return m, nil
+	return nil
 }
 
 // expandMaildir fills %u (local-part), %d (domain), %h (home) and %% into template.

@@ -117,6 +117,7 @@ type Accounts struct {
 	AuthSocket    string   `toml:"auth_socket"`   // of "mpasswd serve"; "" = passwords are checked in the process itself
 	AuthUsers     []string `toml:"auth_users"`    // who may ask there besides root and the service's own user
 	Guesses       string   `toml:"guesses"`       // file with the counts of wrong passwords; default "guesses" in the spool
+	LookupSocket  string   `toml:"lookup_socket"` // asked about users that no file has
 	CheckPassword []string `toml:"checkpassword"` // program asked about logins without a secret
 }
 
