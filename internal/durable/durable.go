@@ -15,6 +15,7 @@ import (
 	"os"
 	"path/filepath"
 	"sync"
+	"time"
 )
 
 // ErrLocked is returned by Lock and TryLock when another open file holds the lock.
@@ -34,17 +35,25 @@ func SyncDirOn(fsys FS, dir string) error {
 
 // Dir is a directory held open for syncing. It may be used concurrently.
 type Dir struct {
-	f    File
-	run  sync.Mutex // held during an fsync
-	mu   sync.Mutex // guards next
-	next *round
+	f      File
+	run    sync.Mutex // held during an fsync
+	mu     sync.Mutex // guards what follows
+	next   *round
+	coming int // Commits that have yet to ask for their fsync
 }
 
 // round is one fsync shared by all who asked for it before it began.
 type round struct {
 	done chan struct{}
 	err  error
+	want int           // Commits the round waits for; under Dir.mu
+	full chan struct{} // closed when they are there
 }
+
+// company is how long a round waits for Commits whose files are being synced already. They
+// mostly end together, as the journal commits them together, and each one that misses the
+// round costs one more commit for all.
+const company = 2 * time.Millisecond
 
 // OpenDir opens a directory for syncing.
 func OpenDir(path string) (*Dir, error) { return OpenDirOn(OS{}, path) }
@@ -61,17 +70,53 @@ func OpenDirOn(fsys FS, path string) (*Dir, error) {
 // Sync puts all names that were made in the directory before the call on stable storage.
 // Concurrent callers share one fsync: whoever arrives while one runs waits for the next,
 // because the running one may have passed over their name already.
-func (d *Dir) Sync() error {
+func (d *Dir) Sync() error { return d.sync(0) }
+
+// Commit puts a file and its name in the directory on stable storage: it syncs f, has name give
+// the file its name (nil: it has one), and syncs the directory, together with other Commits
+// under way. After an error of name the directory is not synced.
+func (d *Dir) Commit(f File, name func() error) error {
 	d.mu.Lock()
-	r, lead := d.next, d.next == nil
-	if lead {
-		r = &round{done: make(chan struct{})}
-		d.next = r
-	}
+	d.coming++
 	d.mu.Unlock()
-	if !lead {
+	err := syncFile(f)
+	if err == nil && name != nil {
+		err = name()
+	}
+	if err != nil {
+		d.mu.Lock()
+		d.coming--
+		d.next.arrived()
+		d.mu.Unlock()
+		return err
+	}
+	return d.sync(1)
+}
+
+// sync asks for an fsync as one of the Commits that are awaited, or (0) as somebody else.
+func (d *Dir) sync(commits int) error {
+	d.mu.Lock()
+	d.coming -= commits
+	r := d.next
+	if r != nil {
+		if commits > 0 {
+			r.arrived()
+		}
+		d.mu.Unlock()
 		<-r.done
 		return r.err
+	}
+	r = &round{done: make(chan struct{}), want: d.coming, full: make(chan struct{})}
+	d.next = r
+	alone := r.want == 0
+	d.mu.Unlock()
+	if !alone {
+		t := time.NewTimer(company)
+		select {
+		case <-r.full:
+		case <-t.C:
+		}
+		t.Stop()
 	}
 	d.run.Lock()
 	d.mu.Lock()
@@ -81,6 +126,16 @@ func (d *Dir) Sync() error {
 	d.run.Unlock()
 	close(r.done)
 	return r.err
+}
+
+// arrived counts one Commit that the round need not wait for any more. Dir.mu is held.
+func (r *round) arrived() {
+	if r == nil || r.want == 0 {
+		return
+	}
+	if r.want--; r.want == 0 {
+		close(r.full)
+	}
 }
 
 // Close closes the directory. No Sync may be running.

@@ -439,3 +439,87 @@ func TestRenameSyncCrash(t *testing.T) {
 			return nil
 		})
 }
+
+// gateFS is a file system whose files sync when the test says so; directories sync at once and
+// are counted.
+type gateFS struct {
+	durable.FS
+	dirs *atomic.Int32
+}
+
+type gateFile struct {
+	durable.File
+	begun *sync.WaitGroup
+	gate  chan error
+}
+
+type countedDir struct {
+	durable.File
+	n *atomic.Int32
+}
+
+func (f gateFile) Sync() error {
+	f.begun.Done()
+	return <-f.gate
+}
+
+func (d countedDir) Sync() error { d.n.Add(1); return d.File.Sync() }
+
+func (g gateFS) OpenFile(name string, flag int, perm fs.FileMode) (durable.File, error) {
+	f, err := g.FS.OpenFile(name, flag, perm)
+	return countedDir{f, g.dirs}, err
+}
+
+// A Commit waits for others whose files are being synced, so that one fsync of the directory
+// serves them all; one that fails is not waited for, and one that hangs not for long.
+func TestCommitTogether(t *testing.T) {
+	broken := errors.New("broken")
+	for _, c := range []struct {
+		name    string
+		results []error // of the file syncs, in the order they end
+		hang    int     // Commits whose file sync ends only after the others have committed
+		most    int32   // fsyncs of the directory
+	}{
+		{"alone", []error{nil}, 0, 1},
+		{"together", []error{nil, nil, nil, nil}, 0, 1},
+		{"some fail", []error{nil, broken, nil, broken}, 0, 1},
+		{"one hangs", []error{nil, nil}, 1, 2},
+	} {
+		t.Run(c.name, func(t *testing.T) {
+			var n atomic.Int32
+			d, err := durable.OpenDirOn(gateFS{mailtest.NewCrashFS(), &n}, "/")
+			if err != nil {
+				t.Fatal(err)
+			}
+			files := make([]gateFile, len(c.results)+c.hang)
+			var begun, some, all sync.WaitGroup
+			for i := range files {
+				files[i] = gateFile{begun: &begun, gate: make(chan error)}
+				begun.Add(1)
+				group := &some
+				if i >= len(c.results) {
+					group = &all
+				}
+				group.Go(func() {
+					named := false
+					err := d.Commit(files[i], func() error { named = true; return nil })
+					if want := i < len(c.results) && c.results[i] != nil; (err != nil) != want || named == want {
+						t.Errorf("Commit %d: %v, named %t", i, err, named)
+					}
+				})
+			}
+			begun.Wait()
+			for i, err := range c.results {
+				files[i].gate <- err
+			}
+			some.Wait()
+			for _, f := range files[len(c.results):] {
+				f.gate <- nil
+			}
+			all.Wait()
+			if got := n.Load(); got > c.most || got < 1 {
+				t.Errorf("%d fsyncs of the directory, want 1 to %d", got, c.most)
+			}
+		})
+	}
+}

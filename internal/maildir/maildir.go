@@ -218,21 +218,30 @@ func (m *Maildir) deliver(ctx context.Context, header []byte, r io.Reader) (stri
 		return "", err
 	}
 	size, wire, err := m.set.copy(ctx, f, header, r)
-	if err == nil {
-		err = durable.Sync(f)
-	}
-	if err = errors.Join(err, f.Close()); err != nil {
-		return "", errors.Join(err, fsys.Remove(tmp))
+	if err != nil {
+		return "", errors.Join(err, f.Close(), fsys.Remove(tmp))
 	}
 	name := fmt.Sprintf("%s,S=%d,W=%d", base, size, wire)
 	dst := filepath.Join(m.path, "new", name)
-	if err := fsys.RenameNew(tmp, dst); err != nil {
-		return "", errors.Join(err, fsys.Remove(tmp))
-	}
-	if err := m.syncNew(); err != nil {
+	named := false
+	err = m.dir.Commit(f, func() error {
+		if err := f.Close(); err != nil {
+			return err
+		}
+		err := fsys.RenameNew(tmp, dst)
+		if named = err == nil; named {
+			err = m.syncReplaced()
+		}
+		return err
+	})
+	switch {
+	case err != nil && named:
 		// The answer will be a deferral and the message come again: take this copy back, as
 		// far as that is possible.
 		return "", errors.Join(err, fsys.Remove(dst))
+	case err != nil:
+		_ = f.Close() // it may be closed already; the file is given up
+		return "", errors.Join(err, fsys.Remove(tmp))
 	}
 	m.addSize(size)
 	return name, nil
@@ -254,19 +263,16 @@ func (m *Maildir) openTmp(tmp string) (durable.File, error) {
 	return fsys.OpenFile(tmp, os.O_WRONLY|os.O_CREATE|os.O_EXCL, 0o600)
 }
 
-// syncNew syncs new/. The directory was opened earlier; when another one has taken its place
-// since, the name is in that one, and it is what must be synced.
-func (m *Maildir) syncNew() error {
+// syncReplaced syncs new/ when another directory has taken the place of the one that was opened
+// earlier: the name is in that one.
+func (m *Maildir) syncReplaced() error {
 	p := filepath.Join(m.path, "new")
 	now, err := m.set.o.FS.Lstat(p)
-	if err != nil {
+	if err != nil || os.SameFile(m.info, now) {
 		return err
 	}
-	if !os.SameFile(m.info, now) {
-		m.forget()
-		return durable.SyncDirOn(m.set.o.FS, p)
-	}
-	return m.dir.Sync()
+	m.forget()
+	return durable.SyncDirOn(m.set.o.FS, p)
 }
 
 // name makes a unique name: time, process, counter, random, host.

@@ -197,6 +197,14 @@ func (s *Spool) syncIncoming() error {
 	return s.in.Sync()
 }
 
+// commit makes a finished file of incoming/ and its name durable.
+func (s *Spool) commit(f durable.File) error {
+	if s.in == nil {
+		return durable.Sync(f)
+	}
+	return s.in.Commit(f, nil)
+}
+
 // newID makes an id that sorts behind all that this process made, also when the clock has
 // been set back.
 func (s *Spool) newID(now time.Time) string {

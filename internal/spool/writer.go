@@ -216,10 +216,7 @@ func (w *Writer) Commit() error {
 	}
 	err := w.finish()
 	if err == nil {
-		err = durable.Sync(w.f)
-	}
-	if err == nil {
-		err = w.s.syncIncoming()
+		err = w.s.commit(w.f)
 	}
 	if err != nil {
 		w.err = err
