@@ -131,7 +131,11 @@ func (p *pool) close() {
 
 // keep gives a session back after its transactions.
 func (a *attempt) keep(s *session) {
-	if s.client.Sent() >= a.o.PerConn {
+	most := a.o.PerConn
+	if n := s.client.Abilities().MaxMails; n > 0 {
+		most = min(most, n) // RFC 9422 §4.1
+	}
+	if s.client.Sent() >= most {
 		a.pool.mu.Lock()
 		a.pool.bye.Add(1)
 		a.pool.mu.Unlock()

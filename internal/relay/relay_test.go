@@ -319,6 +319,29 @@ func TestTooManyRecipients(t *testing.T) {
 	}
 }
 
+// TestLimits (RFC 9422): what a peer says it takes is not overstepped.
+func TestLimits(t *testing.T) {
+	var to []string
+	for i := range 25 {
+		to = append(to, fmt.Sprintf("u%d@y.test", i))
+	}
+	g := newRig(t, relay.Options{Idle: time.Minute}, mailtest.PeerOptions{Abilities: append(mailtest.DefaultAbilities(), "LIMITS RCPTMAX=10 MAILMAX=4")})
+	for i, r := range g.send("a.test", to...) {
+		if r.Verdict != envelope.Relayed {
+			t.Errorf("recipient %d: %+v", i, r)
+		}
+	}
+	if got := g.taken(); got != "3/1" {
+		t.Errorf("messages/connections %s, want 3/1", got)
+	}
+	for range 3 {
+		g.send("a.test", "b@y.test")
+	}
+	if got := g.taken(); got != "6/2" {
+		t.Errorf("messages/connections %s, want 6/2", got)
+	}
+}
+
 func TestThousandRecipientsOneTransaction(t *testing.T) {
 	var to []string
 	for i := range 1000 {

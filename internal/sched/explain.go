@@ -55,6 +55,7 @@ func (s *Scheduler) explain(c *Command, r ref, id string, out Sink) error {
 		}
 		fmt.Fprintf(&b, "Left: %s%s.\n", strings.Join(names, " "), more)
 	}
+	explainRequests(&b, m.Env)
 	fmt.Fprintf(&b, "%s\n", x.next)
 	if x.advice != "" {
 		fmt.Fprintf(&b, "%s\n", x.advice)

@@ -2,6 +2,8 @@ package sched
 
 import (
 	"container/heap"
+	"fmt"
+	"strings"
 	"time"
 
 	"pennypost/internal/dsn"
@@ -111,4 +113,21 @@ func (s *Scheduler) relayedReport(env *envelope.Envelope, r *result) bool {
 		return true
 	}
 	return by.Mode == "N" && !r.By && s.wall().Before(by.Deadline)
+}
+
+// explainRequests says what the sender asked for in the way of time.
+func explainRequests(b *strings.Builder, env *envelope.Envelope) {
+	if env.HoldUntil != nil {
+		fmt.Fprintf(b, "The sender asked for it to be held until %s.\n", stamp(*env.HoldUntil))
+	}
+	if by := env.DeliverBy; by != nil {
+		what := "the sender is told when it is late"
+		if by.Mode == "R" {
+			what = "it is returned when it is late"
+		}
+		fmt.Fprintf(b, "The sender asked for it to be delivered by %s: %s.\n", stamp(by.Deadline), what)
+	}
+	if env.Priority != 0 {
+		fmt.Fprintf(b, "Its priority is %d.\n", env.Priority)
+	}
 }

@@ -247,3 +247,23 @@ func TestPokedDomain(t *testing.T) {
 		b.stop()
 	})
 }
+
+// TestExplainRequests: a person who asks is told what the sender wanted.
+func TestExplainRequests(t *testing.T) {
+	synctest.Test(t, func(t *testing.T) {
+		b := newBed(t, nil, nil)
+		b.run()
+		at := time.Now().Add(time.Hour)
+		env := mail("ann@example.test", "bob@far.test")
+		env.HoldUntil, env.DeliverBy, env.Priority = &at, by("R", 2*time.Hour), -3
+		id := b.send(env)
+		b.check(b.s.intake(id, false))
+		out, errs, _ := b.do(0, Command{Verb: "explain", IDs: []string{id}})
+		for _, want := range []string{"held until 2000-01-01 01:00:00 UTC", "delivered by 2000-01-01 02:00:00 UTC: it is returned", "priority is -3"} {
+			if !strings.Contains(out, want) {
+				t.Errorf("no %q in %s%s", want, out, errs)
+			}
+		}
+		b.stop()
+	})
+}

@@ -349,6 +349,8 @@ type Abilities struct {
 	StartTLS   bool
 	RequireTLS bool
 	Priority   bool // MT-PRIORITY
+	MaxMails   int  // of LIMITS: transactions in a session; 0: not told
+	MaxRcpts   int  // of LIMITS: recipients in a transaction; 0: not told
 	DeliverBy  bool
 	MinBy      time.Duration // of DELIVERBY; 0: not told
 	Size       bool
@@ -393,6 +395,8 @@ func ParseAbilities(r *Reply) Abilities {
 			a.StartTLS = true
 		case "REQUIRETLS":
 			a.RequireTLS = true
+		case "LIMITS":
+			a.MaxMails, a.MaxRcpts = parseLimits(params)
 		case "MT-PRIORITY":
 			a.Priority = true
 		case "DELIVERBY":

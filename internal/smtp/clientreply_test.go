@@ -122,6 +122,14 @@ func TestParseAbilities(t *testing.T) {
 			t.Errorf("DELIVERBY%s: %+v", params, a)
 		}
 	}
+	for params, want := range map[string][2]int{
+		"": {}, " RCPTMAX=20 MAILMAX=5": {5, 20}, " rcptmax=1 X=7": {0, 1}, " RCPTMAX=0 MAILMAX=-1": {}, " RCPTMAX=1000000 MAILMAX=x": {},
+	} {
+		a := ParseAbilities(&Reply{Code: 250, Lines: []string{"h", "LIMITS" + params}})
+		if a.MaxMails != want[0] || a.MaxRcpts != want[1] {
+			t.Errorf("LIMITS%s: %+v", params, a)
+		}
+	}
 	// The greeting line is a host's name, whatever it looks like.
 	if a := ParseAbilities(&Reply{Code: 250, Lines: []string{"PIPELINING"}}); a.Pipelining {
 		t.Error("the first line counts as an ability")

@@ -163,6 +163,7 @@ func (s *clientSend) commands() {
 			s.out[i].Status = envelope.Fail("5.1.3", "the address has control characters or is empty")
 		case !s.ext.UTF8 && !clientASCII(r.Addr):
 			s.out[i] = Outcome{Status: envelope.Fail("5.6.7", "the address needs SMTPUTF8, which the peer does not announce"), Again: OtherHost}
+		case s.overLimit(i):
 		default:
 			b = s.rcpt(b, r)
 			s.asked = append(s.asked, i)

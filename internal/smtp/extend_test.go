@@ -161,3 +161,24 @@ func FuzzMailParameters(f *testing.F) {
 		}
 	})
 }
+
+// FuzzXClient: what a proxy says is a state or a refusal, and puts nothing into lines of a log.
+func FuzzXClient(f *testing.F) {
+	for _, s := range []string{"ADDR=192.0.2.1", "ADDR=IPV6:::1", "PORT=[UNAVAILABLE]", "LOGIN=a+40b", "HELO=x+0A", "DESTADDR=::ffff:1.2.3.4"} {
+		f.Add(s)
+	}
+	f.Fuzz(func(t *testing.T, attr string) {
+		st, refusal := smtp.Override(attr)
+		if refusal != nil {
+			return
+		}
+		for _, s := range []string{st.Helo, st.User} {
+			if strings.ContainsFunc(s, func(r rune) bool { return r < ' ' || r > '~' }) {
+				t.Errorf("%q: %q", attr, s)
+			}
+		}
+		if a := st.Peer.Addr.Addr(); a.Zone() != "" || a.Is4In6() {
+			t.Errorf("%q: address %v", attr, a)
+		}
+	})
+}
