@@ -29,6 +29,9 @@ func (s *session) hasCertificate() bool {
 		return false
 	}
 	names, err := s.certificateNames()
+	if err != nil {
+		s.o.Log.Error("EXTERNAL is not offered", "peer", s.peer(), "err", err)
+	}
 	return err == nil && len(names) > 0
 }
 

@@ -109,6 +109,12 @@ func (t *Table) get() ([]row, error) {
 	return t.rows, err
 }
 
+// Check tells whether the file can be used.
+func (t *Table) Check() error {
+	_, err := t.get()
+	return err
+}
+
 func (t *Table) parse(text string) ([]row, error) {
 	var rows []row
 	for i, line := range strings.Split(text, "\n") {
