@@ -8,6 +8,7 @@ import (
 	"context"
 	"fmt"
 	"math/rand/v2"
+	"net"
 	"net/netip"
 	"slices"
 	"strings"
@@ -23,7 +24,7 @@ import (
 // Options of a Resolver. Without Servers and ResolvConf there is nobody to ask, and look-ups
 // that the hosts file does not answer are deferred.
 type Options struct {
-	Servers    []string            // host:port; asked in order
+	Servers    []string            // host:port, or a host for port 53; asked in order
 	ResolvConf string              // file in resolv.conf(5) form that names servers when Servers is empty
 	Hosts      string              // file in hosts(5) form, asked before DNS; "" for none
 	Timeout    time.Duration       // of one query to one server; 0 takes 5s
@@ -56,6 +57,14 @@ func New(o Options) *Resolver {
 	if o.Now == nil {
 		o.Now = time.Now
 	}
+	servers := make([]string, len(o.Servers))
+	for i, s := range o.Servers {
+		if _, _, err := net.SplitHostPort(s); err != nil {
+			s = net.JoinHostPort(strings.Trim(s, "[]"), "53")
+		}
+		servers[i] = s
+	}
+	o.Servers = servers
 	return &Resolver{
 		o: o, cache: map[question]*entry{},
 		conf:  watched[[]string]{path: o.ResolvConf, parse: parseResolvConf},

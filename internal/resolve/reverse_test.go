@@ -51,3 +51,12 @@ func TestReverse(t *testing.T) {
 		}
 	}
 }
+
+// A server may be named without its port.
+func TestServersHaveAPort(t *testing.T) {
+	for in, want := range map[string]string{"127.0.0.1": "127.0.0.1:53", "::1": "[::1]:53", "[::1]": "[::1]:53", "[::1]:5": "[::1]:5", "ns.test:5": "ns.test:5"} {
+		if got := resolve.ServersOf(resolve.New(resolve.Options{Servers: []string{in}})); got[0] != want {
+			t.Errorf("%s: %s, want %s", in, got[0], want)
+		}
+	}
+}

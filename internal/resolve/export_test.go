@@ -1,0 +1,4 @@
+package resolve
+
+// ServersOf are those that a resolver asks.
+func ServersOf(r *Resolver) []string { return r.o.Servers }
