@@ -70,7 +70,7 @@ func run(c *urfave.Context) error {
 	if o.ProxyFrom, err = prefixes("smtpd.proxy_from", cfg.SMTPD.ProxyFrom); err != nil {
 		return cli.Exit(envelope.ExConfig, err)
 	}
-	servers, err := newServers(cfg, log, nil)
+	servers, err := newServers(cfg, log, nil, serve.Single(listen))
 	if err != nil {
 		return err
 	}

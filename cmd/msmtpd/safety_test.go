@@ -234,7 +234,7 @@ func TestSlowAndHalfOpenClients(t *testing.T) {
 
 // TestFloodsCostNoMemory: what clients pour in without reading an answer does not pile up.
 func TestFloodsCostNoMemory(t *testing.T) {
-	const clients = 100
+	const clients = 40
 	head := "EHLO c\r\nMAIL FROM:<x@far.test>\r\nRCPT TO:<bob@example.test>\r\n"
 	for _, c := range []struct {
 		name, head, again string

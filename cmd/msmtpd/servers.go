@@ -39,7 +39,8 @@ type servers struct {
 }
 
 // newServers takes what the configuration names; with a play, nothing that is written or secret.
-func newServers(cfg *config.Config, log *slog.Logger, p *play) (*servers, error) {
+// A process for a single connection reads certificates when it has come to that.
+func newServers(cfg *config.Config, log *slog.Logger, p *play, single bool) (*servers, error) {
 	s := &servers{cfg: cfg, play: p, made: make(map[string]*smtp.Server)}
 	relayFrom, err := prefixes("smtpd.relay_from", cfg.SMTPD.RelayFrom)
 	if err != nil {
@@ -54,7 +55,7 @@ func newServers(cfg *config.Config, log *slog.Logger, p *play) (*servers, error)
 		return nil, cli.Exit(envelope.ExConfig, err)
 	}
 	s.acc = acc
-	if s.cert, err = openCerts(cfg, log, p); err != nil {
+	if s.cert, err = openCerts(cfg, log, p, single); err != nil {
 		return nil, cli.Exit(envelope.ExConfig, err)
 	}
 	pol, err := newPolicy(cfg, relayFrom, p != nil, log)
@@ -115,7 +116,7 @@ func (s *servers) tls(role string) *tls.Config {
 }
 
 // openCerts is nil where no certificate is configured. With a play no key is read.
-func openCerts(cfg *config.Config, log *slog.Logger, p *play) (*certs.Store, error) {
+func openCerts(cfg *config.Config, log *slog.Logger, p *play, late bool) (*certs.Store, error) {
 	var pairs []certs.Pair
 	if cfg.TLS.Cert != "" {
 		pairs = append(pairs, certs.Pair{Cert: cfg.TLS.Cert, Key: cfg.TLS.Key})
@@ -130,7 +131,7 @@ func openCerts(cfg *config.Config, log *slog.Logger, p *play) (*certs.Store, err
 		return &certs.Store{}, nil
 	}
 	return certs.Open(certs.Options{
-		Pairs: pairs, ClientCA: cfg.TLS.ClientCA, AskClients: cfg.SMTPD.Auth.Certificates != "", Log: log,
+		Pairs: pairs, ClientCA: cfg.TLS.ClientCA, AskClients: cfg.SMTPD.Auth.Certificates != "", Late: late, Log: log,
 	})
 }
 

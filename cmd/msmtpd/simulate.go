@@ -59,7 +59,7 @@ func simulate(c *urfave.Context, cfg *config.Config) error {
 		}
 		return a
 	}}))
-	s, err := newServers(cfg, log, p)
+	s, err := newServers(cfg, log, p, false)
 	if err != nil {
 		return err
 	}

@@ -30,7 +30,10 @@ type Options struct {
 	ClientCA string
 	// AskClients asks every client for a certificate, even without a ClientCA.
 	AskClients bool
-	Log        *slog.Logger
+	// Late leaves the files to the first handshake: a process for one connection that may want no
+	// TLS saves more than a millisecond. A file that cannot be used fails the handshake.
+	Late bool
+	Log  *slog.Logger
 }
 
 // Store is what one server shows and whom it trusts. It may be used concurrently.
@@ -59,7 +62,7 @@ type stamp struct {
 	ino   uint64
 }
 
-// Open reads all files. Here, one that cannot be used is an error.
+// Open reads all files, unless that is left for later. Here, one that cannot be used is an error.
 func Open(o Options) (*Store, error) {
 	if len(o.Pairs) == 0 {
 		return nil, errors.New("TLS: no certificate")
@@ -79,6 +82,11 @@ func Open(o Options) (*Store, error) {
 			files: []string{o.ClientCA},
 			read:  func() (*x509.CertPool, error) { return readPool(o.ClientCA) },
 		}
+	}
+	if o.Late {
+		return s, nil
+	}
+	if s.ca != nil {
 		if _, err := s.ca.refresh(); err != nil {
 			return nil, err
 		}
@@ -99,7 +107,7 @@ func (s *Store) Config(tickets, clients bool) *tls.Config {
 	c := &tls.Config{
 		MinVersion:             tls.VersionTLS12, // RFC 8996 §4, RFC 9325 §3.1.1
 		SessionTicketsDisabled: !tickets,
-		GetCertificate:         func(h *tls.ClientHelloInfo) (*tls.Certificate, error) { return s.choose(h), nil },
+		GetCertificate:         func(h *tls.ClientHelloInfo) (*tls.Certificate, error) { return s.choose(h) },
 	}
 	if clients && s.ask {
 		// Asked for, not verified: a client that shows one by chance can still use its
@@ -124,6 +132,9 @@ func (s *Store) VerifyClient(cs *tls.ConnectionState) error {
 	if ca == nil {
 		return errors.New("no authority for clients is configured")
 	}
+	if ca.val == nil {
+		return errors.New("the authorities for clients were never read")
+	}
 	o := x509.VerifyOptions{
 		Roots: ca.val, Intermediates: x509.NewCertPool(), CurrentTime: now,
 		KeyUsages: []x509.ExtKeyUsage{x509.ExtKeyUsageClientAuth},
@@ -137,24 +148,29 @@ func (s *Store) VerifyClient(cs *tls.ConnectionState) error {
 
 // choose is the certificate for one handshake, RFC 6066 §3. A name that none is for gets the
 // first: a client that looks at names will say so itself, and one that does not is served.
-func (s *Store) choose(h *tls.ClientHelloInfo) *tls.Certificate {
+func (s *Store) choose(h *tls.ClientHelloInfo) (*tls.Certificate, error) {
 	s.mu.Lock()
 	defer s.mu.Unlock()
 	s.refresh()
+	for _, p := range s.pairs {
+		if p.val == nil {
+			return nil, fmt.Errorf("TLS certificate %s was never read", p.files[0])
+		}
+	}
 	if len(s.pairs) == 1 || h == nil {
-		return s.pairs[0].val
+		return s.pairs[0].val, nil
 	}
 	if c := s.supported(h); c != nil {
-		return c
+		return c, nil
 	}
 	if h.ServerName != "" {
 		anyName := *h
 		anyName.ServerName = ""
 		if c := s.supported(&anyName); c != nil {
-			return c
+			return c, nil
 		}
 	}
-	return s.pairs[0].val
+	return s.pairs[0].val, nil
 }
 
 func (s *Store) supported(h *tls.ClientHelloInfo) *tls.Certificate {
@@ -174,20 +190,24 @@ func (s *Store) refresh() {
 	}
 	s.looked = now
 	for _, p := range s.pairs {
+		again := p.val != nil
 		changed, err := p.refresh()
-		s.report(changed, err, p.files[0])
+		s.report(changed, again, err, p.files[0])
 	}
 	if s.ca != nil {
+		again := s.ca.val != nil
 		changed, err := s.ca.refresh()
-		s.report(changed, err, s.ca.files[0])
+		s.report(changed, again, err, s.ca.files[0])
 	}
 }
 
-func (s *Store) report(changed bool, err error, file string) {
+func (s *Store) report(changed, again bool, err error, file string) {
 	switch {
+	case err != nil && !again:
+		s.log.Error("certificate not read", "cert", file, "err", err)
 	case err != nil:
 		s.log.Error("certificate not read again, the last one goes on", "cert", file, "err", err)
-	case changed:
+	case changed && again:
 		s.log.Info("certificate read again", "cert", file)
 	}
 }

@@ -52,6 +52,17 @@ func activated() bool {
 	return err == nil && n > 0 && os.Getenv("LISTEN_PID") == strconv.Itoa(os.Getpid())
 }
 
+// Single tells whether Run serves one connection that somebody else accepted, and then ends.
+func Single(listen []Listener) bool {
+	switch {
+	case activated():
+		return isSocket(firstFd) && !acceptsConns(firstFd)
+	case len(listen) > 0:
+		return false
+	}
+	return isSocket(0) && !isPairEnd(0) && !acceptsConns(0)
+}
+
 func (p *passedFds) name(i int) string {
 	if i < len(p.names) {
 		return p.names[i]
