@@ -488,8 +488,7 @@ func (s *peerConn) data(line string) bool {
 	if s.br.Buffered() > 0 {
 		s.fault("text before the reply to DATA")
 	}
-	s.bw.WriteString("354 go on\r\n")
-	if s.bw.Flush() != nil {
+	if !s.reply(a, "354 go on") || s.bw.Flush() != nil {
 		return false
 	}
 	text, ok := s.text()
@@ -526,7 +525,7 @@ func (s *peerConn) text() (string, bool) {
 		}
 		if first {
 			first = false
-			if a := s.action("text"); a != "" && !s.reply(a, "") {
+			if a := s.action("text"); a != "" && (!s.reply(a, "") || s.bw.Flush() != nil) {
 				return "", false
 			}
 		}

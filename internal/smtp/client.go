@@ -284,12 +284,19 @@ func (c *Client) cmd(stage Stage, limit time.Duration, line string) (*Reply, err
 
 // flush writes all of c.out at once.
 func (c *Client) flush(stage Stage) error {
+	err := c.writeCommand(stage, c.out)
+	c.out = c.out[:0]
+	return err
+}
+
+func (c *Client) writeCommand(stage Stage, line []byte) error {
 	if err := c.deadline(c.limits.Command); err != nil {
 		return c.broken(stage, err)
 	}
-	_, err := c.conn.Write(c.out)
-	c.out = c.out[:0]
-	if err != nil {
+	if ok, err := c.mayAsk(stage); !ok {
+		return err
+	}
+	if _, err := c.conn.Write(line); err != nil {
 		return c.broken(stage, err)
 	}
 	return nil
@@ -330,7 +337,7 @@ func (c *Client) broken(stage Stage, err error) error {
 	switch {
 	case errors.As(err, &ne) && ne.Timeout():
 		c.script.add("", "(no answer in time)")
-	case errors.Is(err, ErrReply):
+	case errors.Is(err, ErrReply), errors.Is(err, errEarly):
 		c.script.add("", "("+err.Error()+")")
 	default:
 		c.script.add("", "(connection lost: "+err.Error()+")")

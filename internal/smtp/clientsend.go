@@ -202,6 +202,9 @@ func (s *clientSend) pipelined() error {
 		group = append(group, "DATA\r\n"...)
 	}
 	wrote := s.writeGroup(group)
+	if s.dead { // it answers what it has not been asked
+		return <-wrote
+	}
 	err := s.answers(group, bdat)
 	if err != nil {
 		// A writer that is stuck would wait for its own time-out. Ignored: a closed connection
@@ -219,6 +222,10 @@ func (s *clientSend) pipelined() error {
 func (s *clientSend) writeGroup(group []byte) <-chan error {
 	done := make(chan error, 1)
 	if err := s.deadline(s.limits.Command); err != nil {
+		done <- err
+		return done
+	}
+	if ok, err := s.mayAsk(StageMail); !ok {
 		done <- err
 		return done
 	}
@@ -319,11 +326,8 @@ func (s *clientSend) stepwise() error {
 
 func (s *clientSend) ask(cmds *[]byte, stage Stage, limit time.Duration) (*Reply, error) {
 	n := bytes.Index(*cmds, []byte("\r\n")) + 2
-	if err := s.deadline(s.limits.Command); err != nil {
-		return nil, s.broken(stage, err)
-	}
-	if _, err := s.conn.Write((*cmds)[:n]); err != nil {
-		return nil, s.broken(stage, err)
+	if err := s.writeCommand(stage, (*cmds)[:n]); err != nil {
+		return nil, err
 	}
 	return s.readNamed(cmds, stage, limit)
 }
@@ -570,6 +574,8 @@ func BrokenStatus(err error) envelope.Status {
 	switch {
 	case errors.Is(err, ErrReply):
 		return envelope.Defer("4.5.0", "the peer does not speak SMTP"+stage+": "+err.Error())
+	case errors.Is(err, errEarly):
+		return envelope.Defer("4.5.0", "the peer is out of step"+stage+": "+err.Error())
 	case errors.Is(err, context.DeadlineExceeded), errors.Is(err, context.Canceled):
 		return envelope.Defer(code, "the attempt was broken off"+stage)
 	case errors.As(err, &to) && to.Timeout():
@@ -580,12 +586,16 @@ func BrokenStatus(err error) envelope.Status {
 	return envelope.Defer(code, "connection lost"+stage+": "+err.Error())
 }
 
-// clientBlocks gives each write of text its own time, RFC 5321 §4.5.3.2.5.
+// clientBlocks gives each write of text its own time, RFC 5321 §4.5.3.2.5. A peer that answers
+// before the end of the text gets no more of it, above all not the end.
 type clientBlocks struct{ c *Client }
 
 func (b clientBlocks) Write(p []byte) (int, error) {
 	if err := b.c.deadline(b.c.limits.Block); err != nil {
 		return 0, err
+	}
+	if b.c.pending() {
+		return 0, errEarly
 	}
 	return b.c.conn.Write(p)
 }
