@@ -162,6 +162,7 @@ func (k *checker) dns(ctx context.Context, cfg *config.Config) {
 		o.Servers = []string{r}
 	}
 	r := resolve.New(o)
+	k.lists(ctx, r, cfg)
 	addrs, err := r.Addrs(ctx, cfg.Hostname)
 	switch {
 	case err != nil:
