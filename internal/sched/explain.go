@@ -38,6 +38,9 @@ func (s *Scheduler) explain(c *Command, r ref, id string, out Sink) error {
 	var b strings.Builder
 	age := s.wall().Sub(m.Env.Time).Round(time.Second)
 	fmt.Fprintf(&b, "Message %s from <%s>, %d octets, was accepted %s (%s ago)%s.\n", id, field(m.Env.From), m.Size, stamp(m.Env.Time), age, origin(&m.Env.Origin))
+	if why := m.Env.Quarantine; why != "" {
+		fmt.Fprintf(&b, "%s: held by the filter %s.\n", stamp(m.Env.Time), field(why))
+	}
 	for i := range recs {
 		explainRecord(&b, &recs[i])
 	}
