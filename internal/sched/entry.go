@@ -102,14 +102,14 @@ func (t *entries) add(id string) ref {
 	}
 	k := keyOf(id)
 	t.byID[k] = r
-	*t.at(r) = entry{id: k, uid: -1, flags: fromDisk}
+	*t.at(r) = entry{id: k, uid: -1, flags: fromDisk, gen: t.at(r).gen}
 	return r
 }
 
 func (t *entries) drop(r ref) {
 	e := t.at(r)
 	delete(t.byID, e.id)
-	*e = entry{}
+	*e = entry{gen: e.gen + 1} // what still lies in a queue for it is not for its successor
 	t.free = append(t.free, r)
 }
 
