@@ -328,7 +328,7 @@ func (t *secretTable) add(s *Secret, stored string) {
 	if s.Hash == "" {
 		s.Hash = stored
 		scheme, _, _ := strings.Cut(strings.ToUpper(stored), "}")
-		t.plain = t.plain || scheme == "{PLAIN" || scheme == "{CLEARTEXT"
+		t.plain = t.plain || scheme == "{PLAIN" || scheme == "{CLEARTEXT" || scheme == "{CLEAR"
 	}
 }
 

@@ -31,6 +31,15 @@ func TestRecords(t *testing.T) {
 			}
 		}
 	}
+	// Made by doveadm pw, which also verifies ours.
+	for m, r := range map[string]string{
+		SCRAMSHA256: "4096,D0/i5LUo66iVDCoUf3shvg==,JbNixF1nJ3hI9cAZhhv+PdQew1vhjKXsp6ssJ8tCpUQ=,PeIObUSpJdO53JO6RGNW724xc+3dsxaOa0FSNn9vDGo=",
+		SCRAMSHA1:   "4096,FjMGpbpamhh5dGcdHifdRA==,cWA46IBpDVxLaLoH6eTHwKqjavw=,U4kYBzA7rXoFAgv9BzUuwgTfJIc=",
+	} {
+		if ok, err := checkRecord(m, r, "secret"); !ok || err != nil {
+			t.Errorf("%s: %v %v", m, ok, err)
+		}
+	}
 	// RFC 4013 §3: a soft hyphen is nothing, a compatibility character is what it stands for.
 	r, err := NewRecord(SCRAMSHA256, "IX\u00aa")
 	if err != nil {

@@ -1,10 +1,13 @@
 package password
 
 import (
+	"crypto/pbkdf2"
 	"crypto/rand"
+	"crypto/sha1"
 	"crypto/sha256"
 	"crypto/sha512"
 	"encoding/base64"
+	"encoding/hex"
 	"fmt"
 	"hash"
 	"strconv"
@@ -30,6 +33,7 @@ const (
 	maxArgonThreads = 16
 	maxBcryptCost   = 16
 	maxSHARounds    = 1_000_000
+	maxPBKDF2       = 1_000_000
 )
 
 type argonParams struct {
@@ -177,4 +181,22 @@ func newSHACrypt(long bool, password string) string {
 		h, id = sha512.New, "6"
 	}
 	return fmt.Sprintf("$%s$rounds=%d$%s$%s", id, rounds, salt, crypt.KeySHACrypt(h, []byte(password), []byte(salt), rounds))
+}
+
+// verifyPBKDF2 checks Dovecot's {PBKDF2}: $1$salt$rounds$key, with HMAC-SHA-1 and the key in hex.
+func verifyPBKDF2(data, password string) (bool, error) {
+	f := strings.Split(data, "$")
+	if len(f) != 5 || f[0] != "" || f[1] != "1" {
+		return false, fmt.Errorf("%w: PBKDF2: not of the form $1$salt$rounds$key", ErrScheme)
+	}
+	rounds, err := strconv.Atoi(f[3])
+	key, kerr := hex.DecodeString(f[4])
+	if err != nil || kerr != nil || rounds < 1 || rounds > maxPBKDF2 || len(key) != sha1.Size {
+		return false, fmt.Errorf("%w: PBKDF2: broken key, or rounds broken or over %d", ErrScheme, maxPBKDF2)
+	}
+	got, err := pbkdf2.Key(sha1.New, password, []byte(f[2]), rounds, len(key))
+	if err != nil {
+		return false, fmt.Errorf("%w: PBKDF2: %v", ErrScheme, err)
+	}
+	return equal(key, got), nil
 }

@@ -47,12 +47,14 @@ func Verify(stored, password string) (bool, error) {
 		return false, nil
 	}
 	switch scheme {
-	case "PLAIN", "CLEARTEXT":
+	case "PLAIN", "CLEARTEXT", "CLEAR":
 		return equal([]byte(data), []byte(password)), nil
 	case "ARGON2ID", "ARGON2I":
 		return verifyArgon2(data, password)
-	case "CRYPT", "BLF-CRYPT", "SHA512-CRYPT", "SHA256-CRYPT", "MD5-CRYPT":
+	case "CRYPT", "BLF-CRYPT", "SHA512-CRYPT", "SHA256-CRYPT", "MD5-CRYPT", "MD5":
 		return verifyCrypt(data, password)
+	case "PBKDF2":
+		return verifyPBKDF2(data, password)
 	}
 	return verifyDigest(scheme, data, password)
 }
@@ -111,6 +113,8 @@ func digestOf(scheme string) (newHash func() hash.Hash, salted bool) {
 		return sha512.New, false
 	case "SSHA512":
 		return sha512.New, true
+	case "PLAIN-MD5", "LDAP-MD5":
+		return md5.New, false
 	case "SMD5":
 		return md5.New, true
 	}
@@ -178,5 +182,5 @@ func New(scheme, password string) (string, error) {
 // Plain returns the password itself where it is stored as it is, for the mechanisms that need it.
 func Plain(stored string) (string, bool) {
 	scheme, data, err := split(stored)
-	return data, err == nil && (scheme == "PLAIN" || scheme == "CLEARTEXT")
+	return data, err == nil && (scheme == "PLAIN" || scheme == "CLEARTEXT" || scheme == "CLEAR")
 }

@@ -27,6 +27,11 @@ var peers = []string{
 	"{SHA512}vSsar3708Jvp9Szi2NWZZ02Bqp1qRCFpbcTZPdBhnWgs5WtNZKnvCXdhztmeD2cmW192CF5bDufKRpayrW/isg==",
 	"{SMD5}zW9eYHivRQkMdQuy0L18437fzOc=",
 	"{SHA}5en6G6MezRroT3XKqkdPOmY/BfQ=",
+	"{PBKDF2}$1$KGs52wdEZDigiCv.$5000$4407d862964f051ed037cc97df95c49783bf0196",
+	"{PLAIN-MD5}5ebe2294ecd0e0f08eab7690d2a6ee69",
+	"{LDAP-MD5}Xr4ilOzQ4PCOq3aQ0qbuaQ==",
+	"{MD5}$1$5bs8p3.3$4JxGMlmvbYeiSxSiV.Mu91",
+	"{CLEAR}secret",
 }
 
 func TestVerify(t *testing.T) {
@@ -49,6 +54,7 @@ func TestRefused(t *testing.T) {
 		"{ARGON2ID}$argon2id$v=19$m=1024,t=99,p=1$c2FsdHNhbHQ$a2V5a2V5a2V5a2V5a2V5",
 		"{ARGON2ID}$argon2id$v=19$m=1024,t=1,p=1$c2FsdHNhbHQ$",
 		"{BLF-CRYPT}$2y$31$/tWuYCL8m.fo2cOJe46AJerbV0PIxdQTB18xQ7kH/bWC7uFLuHgPO",
+		"{PBKDF2}$1$salt$99999999$4407d862964f051ed037cc97df95c49783bf0196", "{PBKDF2}$1$salt$1$", "{PLAIN-MD5}5ebe",
 		"{CRYPT}$6$rounds=999999999$abc$xyz", "{CRYPT}$y$jzT$abcdefghijkl$XFQ", "{CRYPT}$y$",
 	} {
 		if ok, err := Verify(s, "secret"); ok || !errors.Is(err, ErrScheme) {
