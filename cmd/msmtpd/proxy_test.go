@@ -83,6 +83,18 @@ func TestProxyFromStrangers(t *testing.T) {
 	}
 }
 
+func TestCurlHAProxy(t *testing.T) {
+	curl := need(t, "curl")
+	s := newSite(t)
+	s.configure(t, "smtpd.proxy_from = [\"127.0.0.1\"]\n")
+	at := s.serve(t)
+	cmd := exec.Command(curl, "-sS", "-m", "20", "--haproxy-protocol", "smtp://"+at["mx"], "--mail-from", "x@far.test", "--mail-rcpt", "bob@example.test", "-T", "-")
+	cmd.Stdin = strings.NewReader("Subject: curl\r\n\r\ntext\r\n")
+	if out, err := cmd.CombinedOutput(); err != nil || len(s.queued(t)) != 1 {
+		t.Errorf("%v: %s", err, out)
+	}
+}
+
 // TestHAProxy puts the real one in front, with both versions of the protocol.
 func TestHAProxy(t *testing.T) {
 	prog := need(t, "haproxy")

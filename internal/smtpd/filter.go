@@ -65,8 +65,14 @@ type filtered struct {
 	pass bool
 }
 
+// lasting keeps a server that is told to stop from cutting filters short: a message in progress
+// comes to its end, and must not slip past a filter whose default is to accept. Each filter has
+// its own time limit.
+func lasting(ctx context.Context) context.Context { return context.WithoutCancel(ctx) }
+
 // filterConnect begins what the filters know of a session.
 func (s *session) filterConnect(ctx context.Context) error {
+	ctx = lasting(ctx)
 	for i := range s.o.Filters {
 		f := &s.o.Filters[i]
 		if len(f.Roles) > 0 && !slices.Contains(f.Roles, s.o.Role) {
@@ -168,21 +174,24 @@ func (s *session) filterClose() {
 }
 
 func (s *session) filterMail(ctx context.Context, from envelope.Address, o *smtp.MailOptions) error {
+	ctx = lasting(ctx)
 	return s.ask(ctx, hook.Mail, func(a asker) (ruling, error) { return a.mail(ctx, from, o) })
 }
 
 func (s *session) filterRcpt(ctx context.Context, to envelope.Address) error {
+	ctx = lasting(ctx)
 	return s.ask(ctx, hook.Rcpt, func(a asker) (ruling, error) { return a.rcpt(ctx, to) })
 }
 
 func (s *session) filterData(ctx context.Context) error {
+	ctx = lasting(ctx)
 	return s.ask(ctx, hook.Data, func(a asker) (ruling, error) { return a.data(ctx) })
 }
 
 // filter shows the message to the filters and makes their changes. taken says that the message
 // is done with: it was thrown away, which the client does not learn.
 func (m *message) filter() (taken string, err error) {
-	s := m.s
+	s, ctx := m.s, lasting(m.ctx)
 	if len(s.askers) == 0 {
 		return "", nil
 	}
@@ -191,8 +200,8 @@ func (m *message) filter() (taken string, err error) {
 		return "", s.refusal(err)
 	}
 	header := changeHeader(v.Header(), s.header)
-	err = s.ask(m.ctx, hook.Message, func(a asker) (ruling, error) {
-		r, err := a.message(m.ctx, v, header)
+	err = s.ask(ctx, hook.Message, func(a asker) (ruling, error) {
+		r, err := a.message(ctx, v, header)
 		if err == nil {
 			header = changeHeader(header, r.changes)
 			err = s.changeEnvelope(v.Envelope(), &r)
@@ -205,14 +214,14 @@ func (m *message) filter() (taken string, err error) {
 	}
 	env := v.Envelope()
 	if s.drop != "" {
-		s.o.Log.LogAttrs(m.ctx, slog.LevelInfo, "discarded", slog.String("id", env.ID), slog.String("peer", s.peer()),
+		s.o.Log.LogAttrs(ctx, slog.LevelInfo, "discarded", slog.String("id", env.ID), slog.String("peer", s.peer()),
 			slog.String("from", env.From), slog.String("msgid", env.Origin.MsgID), slog.String("why", s.drop))
 		m.Abort()
 		return "queued as " + env.ID, nil
 	}
 	if s.hold != "" {
 		env.Quarantine = s.hold
-		s.o.Log.LogAttrs(m.ctx, slog.LevelInfo, "quarantined", slog.String("id", env.ID), slog.String("peer", s.peer()),
+		s.o.Log.LogAttrs(ctx, slog.LevelInfo, "quarantined", slog.String("id", env.ID), slog.String("peer", s.peer()),
 			slog.String("from", env.From), slog.String("why", s.hold))
 	}
 	if s.hold == "" && !s.envChanged && string(header) == string(v.Header()) {

@@ -1,7 +1,10 @@
 package smtpd
 
 import (
+	"bufio"
 	"bytes"
+	"context"
+	"io"
 	"net"
 	"net/textproto"
 	"os"
@@ -379,4 +382,44 @@ func FuzzFieldText(f *testing.F) {
 			t.Fatalf("%q became %q with %d fields", value, got, n)
 		}
 	})
+}
+
+// A server that stops lets the message in progress come to its end, and not past its filters.
+func TestFilterWhileStopping(t *testing.T) {
+	f := newFixture(MX)
+	f.withHook(t, "exit 77", "message").Accept = true
+	s, err := New(f.o)
+	if err != nil {
+		t.Fatal(err)
+	}
+	c, sc := net.Pipe()
+	defer c.Close()
+	if err := c.SetDeadline(time.Now().Add(20 * time.Second)); err != nil {
+		t.Fatal(err)
+	}
+	ctx, stop := context.WithCancel(t.Context())
+	go s.ServeConn(ctx, sc, f.peer)
+	br := bufio.NewReader(c)
+	for _, line := range append([]string{""}, dialogue()...) {
+		if strings.HasPrefix(line, "Subject") {
+			stop()
+		}
+		if line != "" {
+			if _, err := io.WriteString(c, line+"\r\n"); err != nil {
+				t.Fatal(err)
+			}
+		}
+		reply := ""
+		for {
+			if reply, err = br.ReadString('\n'); err != nil {
+				t.Fatalf("%q: %v", line, err)
+			}
+			if reply[3] == ' ' {
+				break
+			}
+		}
+		if strings.HasPrefix(line, "Subject") && !strings.HasPrefix(reply, "550 5.7.1") {
+			t.Errorf("%q", reply)
+		}
+	}
 }
