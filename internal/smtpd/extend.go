@@ -55,10 +55,11 @@ func among(peer netip.AddrPort, nets []netip.Prefix) (netip.Prefix, bool) {
 // priority is what a sender may have: RFC 6710 §4.1 forbids strangers to get ahead of others,
 // and lets them stay behind.
 func (s *session) priority(asked int) int {
-	if s.trusted() {
+	if asked <= 0 || s.trusted() {
 		return asked
 	}
-	return min(asked, 0)
+	s.explain("mail", "priority %d becomes 0: the client is neither a user nor in smtpd.relay_from", asked)
+	return 0
 }
 
 // MayStart implements smtp.Starter.
