@@ -398,6 +398,7 @@ func TestFilterWhileStopping(t *testing.T) {
 		t.Fatal(err)
 	}
 	ctx, stop := context.WithCancel(t.Context())
+	defer stop()
 	go s.ServeConn(ctx, sc, f.peer)
 	br := bufio.NewReader(c)
 	for _, line := range append([]string{""}, dialogue()...) {
