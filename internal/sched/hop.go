@@ -27,6 +27,7 @@ type hop struct {
 	fails   int // failures in a row: of the hop, not of single recipients
 	probes  uint32
 	until   int64 // no attempt before, while fails > 0
+	resume  int64 // what until was before somebody asked for an attempt at once; 0: nobody did
 	probed  int64 // when the last failure came
 	since   int64 // when the row of failures began
 	last    envelope.Status
@@ -165,11 +166,15 @@ func (s *Scheduler) answered(h *hop, begun int64, results []result) {
 	case kind == hopFine:
 		if h.fails > 0 {
 			s.o.Log.Info("next hop answers again", "relay", h.target.String(), "waiting", h.queue.len())
-			h.fails, h.until = 0, 0
+			h.fails, h.until, h.resume = 0, 0, 0
 			h.limit = 1
 		}
 		h.limit = min(h.limit+1, s.o.PerHop)
 	case kind == hopNeutral:
+	case h.fails > 0 && h.resume > now:
+		// It was asked out of turn: its turn comes when it would have come.
+		h.until, h.resume, h.last = h.resume, 0, results[0].Status
+		s.after(h.until-now, h.index)
 	case h.fails > 0 && begun <= h.probed:
 		// Begun before the failure was known: the same failure once more.
 	default:
@@ -178,6 +183,7 @@ func (s *Scheduler) answered(h *hop, begun int64, results []result) {
 }
 
 func (s *Scheduler) hopFailed(h *hop, kind hopKind, now int64, st envelope.Status) {
+	h.resume = 0
 	if h.fails == 0 {
 		h.since = now
 	}

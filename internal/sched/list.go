@@ -242,7 +242,7 @@ func (s *Scheduler) stats(c *Command, who Who, out Sink) (int, error) {
 		return envelope.ExNoPerm, fmt.Errorf("only the spool's owner, root and members of admin_group may see the figures")
 	}
 	states := map[string]int{}
-	var lines []statLine
+	lines := []statLine{} // in JSON an empty list, not null
 	s.mu.Lock()
 	s.entries.each(func(r ref, _ *entry) bool { states[s.view(r).State]++; return true })
 	n, counts := s.entries.len(), s.counts
@@ -296,7 +296,15 @@ func printStats(w io.Writer, n int, states map[string]int, counts *Counts, lines
 
 // showRoutes prints where addresses would go.
 func (s *Scheduler) showRoutes(c *Command, out Sink) (int, error) {
+	status := envelope.ExOK
 	for _, a := range c.Addrs {
+		if _, err := envelope.ParseLocal(a, ""); err != nil {
+			status = envelope.ExDataErr
+			if err := out.Fail(fmt.Errorf("%q is no address: %w", a, err)); err != nil {
+				return envelope.ExIOErr, err
+			}
+			continue
+		}
 		s.mu.Lock()
 		t := s.table.find(a)
 		s.mu.Unlock()
@@ -310,5 +318,5 @@ func (s *Scheduler) showRoutes(c *Command, out Sink) (int, error) {
 			return envelope.ExIOErr, err
 		}
 	}
-	return envelope.ExOK, nil
+	return status, nil
 }

@@ -188,8 +188,12 @@ func (s *Scheduler) dueNow(e *entry) {
 	}
 }
 
-// wakeHop lets a hop in back-off be probed at once. s.mu is held.
+// wakeHop lets a hop in back-off be probed at once, without a change of its schedule should
+// that fail. s.mu is held.
 func (s *Scheduler) wakeHop(h *hop) {
+	if h.down(s.now()) {
+		h.resume = h.until
+	}
 	h.until = 0
 	s.activate(h)
 }
