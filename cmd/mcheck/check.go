@@ -67,6 +67,7 @@ func (k *checker) all(ctx context.Context, cfg *config.Config, dns bool) {
 	k.policy(cfg)
 	k.workers(cfg)
 	k.sockets(ctx, cfg)
+	k.filters(ctx, cfg)
 	if dns {
 		k.dns(ctx, cfg)
 	}
