@@ -5,6 +5,7 @@ import (
 	"errors"
 	"fmt"
 	"io"
+	"io/fs"
 	"os"
 	"path/filepath"
 	"strings"
@@ -67,8 +68,11 @@ func ask(c *urfave.Context, cmd *sched.Command) error {
 	for range 20 {
 		// The spool itself is not opened for this: most users may not.
 		status, err := sched.Ask(c.Context, filepath.Join(cfg.Spool, "control"), cmd, out)
-		if !errors.Is(err, sched.ErrNoScheduler) {
+		switch {
+		case !errors.Is(err, sched.ErrNoScheduler):
 			return exit(status, err)
+		case errors.Is(err, fs.ErrPermission):
+			return cli.Exit(envelope.ExNoPerm, unreachable(cfg, fs.ErrPermission))
 		}
 		status, err = direct(c, cfg, cmd, out)
 		if !errors.Is(err, spool.ErrLocked) {

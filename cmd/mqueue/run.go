@@ -225,6 +225,13 @@ func direct(c *urfave.Context, cfg *config.Config, cmd *sched.Command, out sched
 	return status, errors.Join(err, s.Finish())
 }
 
+// unreachable says that this user does not get as far as the scheduler's socket. Whether one
+// runs cannot be told.
+func unreachable(cfg *config.Config, err error) error {
+	return fmt.Errorf("this user cannot reach the scheduler of the spool %s (%w): run mqueue as the spool's owner or as root; "+
+		"where others are meant to use it, chmod a+x the spool and the directories above it", cfg.Spool, err)
+}
+
 // denied gives an error of opening the spool its status.
 func denied(cfg *config.Config, err error) (int, error) {
 	if errors.Is(err, fs.ErrPermission) {
