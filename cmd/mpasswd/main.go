@@ -84,7 +84,7 @@ func open(c *urfave.Context) (*config.Config, *accounts.Accounts, error) {
 	}
 	acc, err := accounts.Open(accounts.Options{
 		Domains: cfg.Domains, Maildirs: cfg.Maildirs, Subaddress: cfg.Accounts.SubaddressSep,
-		Users: cfg.Accounts.Users, UsersMay: true, Secrets: cfg.Accounts.Secrets, Verify: password.Verify,
+		Users: cfg.Accounts.Users, UsersMay: true, Secrets: cfg.Accounts.Secrets,
 	})
 	if err != nil {
 		return nil, nil, cli.Exit(envelope.ExConfig, err)

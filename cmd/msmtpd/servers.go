@@ -18,7 +18,6 @@ import (
 	"pennypost/internal/cli"
 	"pennypost/internal/config"
 	"pennypost/internal/envelope"
-	"pennypost/internal/password"
 	"pennypost/internal/smtp"
 	"pennypost/internal/smtpd"
 	"pennypost/internal/submit"
@@ -146,7 +145,6 @@ func openAccounts(cfg *config.Config) (*accounts.Accounts, error) {
 		Secrets: cfg.Accounts.Secrets, Aliases: cfg.Accounts.Aliases,
 		System: cfg.Accounts.System, Passwd: "/etc/passwd", Getent: getent,
 		Subaddress: cfg.Accounts.SubaddressSep, CatchAll: cfg.Accounts.CatchAll, Lookup: cfg.Accounts.LookupSocket,
-		Verify: password.Verify,
 	})
 }
 

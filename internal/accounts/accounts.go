@@ -29,11 +29,6 @@ type Options struct {
 	Lookup     string   // UNIX socket asked about users that none of the above has; "" = none
 	Subaddress string   // separators of local-part and detail: "+"
 	CatchAll   string   // address that takes unknown recipients of local domains
-	// Verify checks a password against a stored one; normally password.Verify. It is an option
-	// so that programs that only look up link no hash functions.
-	Verify func(stored, password string) (bool, error)
-	// Hashes bounds the passwords checked at once (argon2id takes 19 MiB each); default 4.
-	Hashes int
 }
 
 // Kind says what an address is.
@@ -103,7 +98,6 @@ type Accounts struct {
 	aliases []*file[*aliasTable]
 	system  *systemUsers
 	remote  *lookups
-	hashes  chan struct{}
 
 	mu       sync.Mutex
 	includes map[string]*file[[]Target]
@@ -137,10 +131,6 @@ func Open(o Options) (*Accounts, error) {
 	}
 	a.system = newSystemUsers(o)
 	a.remote = newLookups(o.Lookup)
-	if o.Hashes <= 0 {
-		o.Hashes = 4
-	}
-	a.hashes = make(chan struct{}, o.Hashes)
 	return a, nil
 }
 
@@ -398,34 +388,4 @@ func (a *Accounts) postmaster(ctx context.Context, r *Result, fresh bool) error 
 		r.Kind, r.Alias = IsAlias, &Alias{Name: "postmaster", Targets: []Target{parseTarget(to)}}
 	}
 	return nil
-}
-
-// CheckPassword tells whether password is right for login, a full address or a bare local-part
-// of the first domain, and returns the account's address. An unknown login costs the same time
-// as a wrong password. An error means that the answer is not known; it wraps *Error.
-func (a *Accounts) CheckPassword(ctx context.Context, login, password string) (address string, ok bool, err error) {
-	s, known, err := a.Secret(login)
-	if err != nil {
-		return "", false, err
-	}
-	select {
-	case a.hashes <- struct{}{}:
-		defer func() { <-a.hashes }()
-	case <-ctx.Done():
-		return "", false, tempError("4.3.0", ctx.Err())
-	}
-	right, err := a.o.Verify(s.Hash, password)
-	if !known {
-		return "", false, nil
-	}
-	if err == nil {
-		err = s.Refused
-	}
-	if err != nil {
-		return "", false, tempError("4.3.5", fmt.Errorf("check the password of %s: %w", s.Address, err))
-	}
-	if !right {
-		return "", false, nil
-	}
-	return s.Address, true, nil
 }

@@ -10,7 +10,6 @@ import (
 	"time"
 
 	"pennypost/internal/envelope"
-	"pennypost/internal/password"
 )
 
 // put writes a file below a private directory and returns its path.
@@ -71,7 +70,7 @@ func fixture(t *testing.T) (*Accounts, string) {
 		Secrets: put(t, dir, "secrets", "ann@a.test:{PLAIN}sesame\nbob:{SHA256}K7gNU3sdo+OL0wNhqoVWhr3g6s1xYv72ol/pe/Unols=\nno@a.test:\nout@a.test:{PLAIN}x::::::nologin\nnet@a.test:{PLAIN}x::::::allow_nets=10.0.0.0/8\nodd@a.test:{DES}x\n"),
 		Aliases: []string{put(t, dir, "aliases", strings.ReplaceAll(aliases, "LIST", list))},
 		Passwd:  put(t, dir, "passwd", "root:x:0:0:root:/root:/bin/sh\nSys:x:1001:100::/home/Sys:/bin/sh\n+::::::\n"),
-		System:  true, Verify: password.Verify,
+		System:  true,
 	})
 	if err != nil {
 		t.Fatal(err)
@@ -240,29 +239,62 @@ func TestPostmaster(t *testing.T) {
 	}
 }
 
-func TestCheckPassword(t *testing.T) {
+func TestSecret(t *testing.T) {
 	a, dir := fixture(t)
-	for _, c := range []struct{ login, pw, want string }{
-		{"ann@a.test", "sesame", "ann@a.test"}, {"ANN", "sesame", "ann@a.test"}, {"bob", "secret", "bob@a.test"},
-		{"ann", "Sesame", ""}, {"ann", "", ""}, {"ann+x", "sesame", ""}, {"no", "", ""}, {"out", "x", ""},
-		{"nobody", "sesame", ""}, {"ann@b.test", "sesame", ""}, {"", "", ""}, {"a b", "x", ""},
-		{"net", "x", "error"}, {"odd", "x", "error"},
+	for _, c := range []struct {
+		login, address string
+		known, refused bool
+	}{
+		{"ann@a.test", "ann@a.test", true, false}, {"ANN", "ann@a.test", true, false}, {"bob", "bob@a.test", true, false},
+		{"ann+x", "ann+x@a.test", false, false}, {"out", "out@a.test", false, false}, {"ann@b.test", "ann@b.test", false, false},
+		{"", "", false, false}, {"a b", "", false, false}, {"net", "net@a.test", true, true},
 	} {
-		got, ok, err := a.CheckPassword(context.Background(), c.login, c.pw)
-		if err != nil {
-			var e *Error
-			if !errors.As(err, &e) || strings.Contains(err.Error(), c.pw) && len(c.pw) > 1 {
-				t.Errorf("%s: %v", c.login, err)
-			}
-			got = "error"
-		}
-		if got != c.want || ok != (c.want != "" && c.want != "error") {
-			t.Errorf("%s %s: %q %v, want %q", c.login, c.pw, got, ok, c.want)
+		s, known, err := a.Secret(c.login)
+		if err != nil || s.Address != c.address || known != c.known || (s.Refused != nil) != c.refused || s.Hash == "" {
+			t.Errorf("%q: %+v %v %v", c.login, s, known, err)
 		}
 	}
-	os.Remove(dir + "/secrets")
-	if _, ok, err := a.CheckPassword(context.Background(), "ann", "sesame"); ok || err == nil {
-		t.Error("a missing secrets file is an answer")
+	nobody, _, _ := a.Secret("nobody")
+	if ann, _, _ := a.Secret(a.secrets.val.order[0]); nobody.Hash != ann.Hash {
+		t.Errorf("nobody costs %s, the first user %s", nobody.Hash, ann.Hash)
+	}
+	if err := os.Remove(dir + "/secrets"); err != nil {
+		t.Fatal(err)
+	}
+	var e *Error
+	if _, known, err := a.Secret("ann"); known || !errors.As(err, &e) {
+		t.Errorf("a missing secrets file is an answer: %v", err)
+	}
+}
+
+// An address has one hash and one record for each mechanism: the first of each. A line that shuts
+// the account shuts all of it, before or after.
+func TestSeveralRecords(t *testing.T) {
+	p := put(t, t.TempDir(), "secrets", `ann@a.test:{SCRAM-SHA-256}k1
+ann@a.test:{PLAIN}one
+Ann@a.test:{PLAIN}two
+ann@a.test:{scram-sha-256}k2
+ann@a.test:{SCRAM-SHA-1}k3
+bob@a.test:{PLAIN}x
+bob@a.test:{SCRAM-SHA-256}k::::::nologin
+carl@a.test:{PLAIN}x::::::nologin
+carl@a.test:{SCRAM-SHA-256}k
+`)
+	a, err := Open(Options{Domains: []string{"a.test"}, Secrets: p})
+	if err != nil {
+		t.Fatal(err)
+	}
+	s, known, err := a.Secret("ann")
+	if err != nil || !known || s.Hash != "{PLAIN}one" || len(s.SCRAM) != 2 || s.SCRAM["SCRAM-SHA-256"] != "k1" || s.SCRAM["SCRAM-SHA-1"] != "k3" {
+		t.Errorf("%+v %v %v", s, known, err)
+	}
+	for _, login := range []string{"bob", "carl"} {
+		if s, known, err := a.Secret(login); known || err != nil {
+			t.Errorf("%s: %+v %v", login, s, err)
+		}
+	}
+	if m, plain, err := a.SCRAM(); err != nil || !plain || strings.Join(m, " ") != "SCRAM-SHA-1 SCRAM-SHA-256" {
+		t.Errorf("%q %v %v", m, plain, err)
 	}
 }
 

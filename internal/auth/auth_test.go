@@ -15,7 +15,6 @@ import (
 	"github.com/xdg-go/scram"
 
 	"pennypost/internal/accounts"
-	"pennypost/internal/password"
 	"pennypost/internal/sasl"
 )
 
@@ -79,7 +78,7 @@ func newRig(t testing.TB, secrets string, change func(*Options)) *rig {
 	r := &rig{clock: &clock{t: time.Unix(1_800_000_000, 0)}, dir: t.TempDir()}
 	r.secrets = filepath.Join(r.dir, "secrets")
 	r.write(t, secrets)
-	acc, err := accounts.Open(accounts.Options{Domains: []string{"example.test"}, Secrets: r.secrets, Verify: password.Verify})
+	acc, err := accounts.Open(accounts.Options{Domains: []string{"example.test"}, Secrets: r.secrets})
 	if err != nil {
 		t.Fatal(err)
 	}

@@ -74,7 +74,7 @@ func printRecord(c scram.StoredCredentials) string {
 // parseRecord reads what stands after {SCRAM-...}.
 func parseRecord(h scram.HashGeneratorFcn, s string) (c scram.StoredCredentials, err error) {
 	f := strings.Split(s, ",")
-	if len(f) != 4 {
+	if len(f) != 4 || strings.ContainsAny(s, "\r\n") { // the decoder of base64 skips line ends
 		return c, fmt.Errorf("%w: SCRAM: not of the form iterations,salt,key,key", password.ErrScheme)
 	}
 	if c.Iters, err = strconv.Atoi(f[0]); err != nil || c.Iters < 1 || c.Iters > maxIterations || f[0] != strconv.Itoa(c.Iters) {
