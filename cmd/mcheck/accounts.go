@@ -32,6 +32,11 @@ func (k *checker) accounts(ctx context.Context, cfg *config.Config) {
 	for _, d := range cfg.Domains {
 		k.postmaster(ctx, a, d)
 	}
+	// An error of the files themselves is what the look-up below is for.
+	faults, _ := a.AliasFaults(ctx)
+	for _, f := range faults {
+		k.fail("alias "+f.Alias, f.What, "correct it")
+	}
 	// A name nobody has makes every source answer, broken lines included.
 	nobody := envelope.Address{Local: "mcheck-looks-for-nobody", Domain: envelope.FoldDomain(cfg.Domains[0])}
 	switch r, err := a.Lookup(ctx, nobody); {
