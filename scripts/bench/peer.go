@@ -71,6 +71,13 @@ func (b *bench) stopPeers() {
 // startOurs makes a sandbox that may relay for loopback, which a sandbox by itself never does.
 func (b *bench) startOurs(name, mode string) (*peer, error) {
 	dir := filepath.Join(b.dir, name)
+	if b.sink == 0 { // a row by itself that needs no peers
+		port, err := freePort()
+		if err != nil {
+			return nil, err
+		}
+		b.sink = port
+	}
 	to := fmt.Sprintf("127.0.0.1:%d", b.sink)
 	err := sandbox("up", dir, "--mode", mode, "--route", "sink.test="+to, "--route", "*.sink.test="+to)
 	if err != nil {
