@@ -117,6 +117,9 @@ func dialMany(t *testing.T, addr string, n int) []net.Conn {
 // TestManyIdle: one process holds thousands of clients who say nothing, with a few KiB each, and
 // serves the next one as if they were not there.
 func TestManyIdle(t *testing.T) {
+	if raceDetector {
+		t.Skip("the race detector's own memory would be measured")
+	}
 	var lim syscall.Rlimit
 	if err := syscall.Getrlimit(syscall.RLIMIT_NOFILE, &lim); err != nil || lim.Cur < manyClients+200 {
 		t.Skipf("%d descriptors are too few (%v): raise ulimit -n", lim.Cur, err)
@@ -234,6 +237,9 @@ func TestSlowAndHalfOpenClients(t *testing.T) {
 
 // TestFloodsCostNoMemory: what clients pour in without reading an answer does not pile up.
 func TestFloodsCostNoMemory(t *testing.T) {
+	if raceDetector {
+		t.Skip("the race detector's own memory would be measured")
+	}
 	const clients = 40
 	head := "EHLO c\r\nMAIL FROM:<x@far.test>\r\nRCPT TO:<bob@example.test>\r\n"
 	for _, c := range []struct {
