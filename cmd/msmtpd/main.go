@@ -4,7 +4,6 @@ package main
 import (
 	"context"
 	"errors"
-	"fmt"
 	"net"
 	"os"
 	"syscall"
@@ -83,7 +82,7 @@ func run(c *urfave.Context) error {
 		}
 		peer := toPeer(p, role)
 		if err := s.ServeConn(ctx, conn, peer); err != nil {
-			log.Info("session ended early", "peer", peer.Addr.String(), "role", role, "err", err)
+			log.Info("session ended early", "peer", peer.String(), "role", role, "err", err)
 		}
 	}))
 }
@@ -139,9 +138,6 @@ func openSpool(cfg *config.Config) (*spool.Spool, error) {
 	sp, err := spool.Open(cfg.Spool, spool.Options{
 		Now: cfg.Now(), FreeSpace: cfg.Limits.FreeSpace, FreeInodes: cfg.Limits.FreeInodes,
 	})
-	if errors.Is(err, spool.ErrNoSpool) {
-		err = fmt.Errorf("%w (\"mqueue init\" makes one)", err)
-	}
 	if err != nil {
 		return nil, cli.Exit(envelope.ExTempFail, err)
 	}

@@ -9,6 +9,7 @@ import (
 	"io"
 	"net"
 	"net/netip"
+	"strconv"
 	"time"
 
 	"pennypost/internal/envelope"
@@ -46,6 +47,19 @@ type Peer struct {
 	UID   *int           // of the process at the other end of a UNIX socket
 	Stdio bool           // whoever started the program
 	User  string         // who counts as authenticated from the start; "" is nobody
+}
+
+// String is the client as it stands in logs and envelopes.
+func (p Peer) String() string {
+	switch {
+	case p.Addr.IsValid():
+		return p.Addr.String()
+	case p.UID != nil:
+		return "uid:" + strconv.Itoa(*p.UID)
+	case p.Stdio:
+		return "stdio"
+	}
+	return "unknown"
 }
 
 // State is what the engine knows about a connection. The Backend's session may read it during

@@ -117,17 +117,7 @@ func (s *session) origin() envelope.Origin {
 }
 
 // peer is the client as it stands in logs and envelopes.
-func (s *session) peer() string {
-	switch p := s.st.Peer; {
-	case p.Addr.IsValid():
-		return p.Addr.String()
-	case p.UID != nil:
-		return fmt.Sprintf("uid:%d", *p.UID)
-	case p.Stdio:
-		return "stdio"
-	}
-	return "unknown"
-}
+func (s *session) peer() string { return s.st.Peer.String() }
 
 func tlsText(cs *tls.ConnectionState) string {
 	if cs == nil {
