@@ -10,6 +10,7 @@ import (
 
 	"pennypost/internal/accounts"
 	"pennypost/internal/config"
+	"pennypost/internal/daemon"
 	"pennypost/internal/envelope"
 )
 
@@ -19,12 +20,7 @@ func (k *checker) accounts(ctx context.Context, cfg *config.Config) {
 	for _, f := range cfg.Accounts.Aliases {
 		k.aliases(cfg, f)
 	}
-	a, err := accounts.Open(accounts.Options{
-		Domains: cfg.Domains, Postmaster: cfg.Postmaster, Maildirs: cfg.Maildirs,
-		Users: cfg.Accounts.Users, UsersMay: cfg.Accounts.UsersMay, Aliases: cfg.Accounts.Aliases,
-		System: cfg.Accounts.System, Passwd: "/etc/passwd", Getent: "getent",
-		Subaddress: cfg.Accounts.SubaddressSep, CatchAll: cfg.Accounts.CatchAll, Lookup: cfg.Accounts.LookupSocket,
-	})
+	a, err := daemon.Accounts(cfg)
 	if err != nil {
 		k.fail("accounts", err.Error(), "correct the configuration")
 		return

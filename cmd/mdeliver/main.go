@@ -2,22 +2,18 @@
 package main
 
 import (
-	"context"
-	"net"
+	"log/slog"
 	"os"
-	"os/exec"
-	"strconv"
-	"syscall"
 
 	urfave "github.com/urfave/cli/v2"
 
 	"pennypost/internal/accounts"
 	"pennypost/internal/cli"
 	"pennypost/internal/config"
+	"pennypost/internal/daemon"
 	"pennypost/internal/deliver"
 	"pennypost/internal/envelope"
 	"pennypost/internal/maildir"
-	"pennypost/internal/serve"
 	"pennypost/internal/worker"
 )
 
@@ -33,8 +29,7 @@ func app() *urfave.App {
 			&urfave.StringFlag{Name: "mbox", Usage: "append to this `FILE` in mbox form"},
 			&urfave.BoolFlag{Name: "create", Usage: "make a Maildir that is missing"},
 			&urfave.BoolFlag{Name: "raw", Usage: "with --maildir or --mbox: add no header lines"},
-			&urfave.BoolFlag{Name: "worker", Usage: "serve mqueue on descriptor 3, or on sockets passed by systemd"},
-			&urfave.StringFlag{Name: "listen", Usage: "serve mqueue on a UNIX socket at `PATH`"},
+			cli.WorkerFlag(), cli.Listen("serve mqueue on the UNIX socket `PATH`"), cli.Idle(),
 		},
 		Action: run,
 	}
@@ -59,7 +54,7 @@ func run(c *urfave.Context) error {
 	if err != nil {
 		return err
 	}
-	acc, err := openAccounts(cfg)
+	acc, err := daemon.Accounts(cfg)
 	if err != nil {
 		return cli.Exit(envelope.ExConfig, err)
 	}
@@ -67,20 +62,6 @@ func run(c *urfave.Context) error {
 		return work(c, cfg, acc)
 	}
 	return byHand(c, cfg, acc)
-}
-
-func openAccounts(cfg *config.Config) (*accounts.Accounts, error) {
-	getent := ""
-	if cfg.Accounts.System {
-		// Where there is no getent, /etc/passwd is all there is.
-		getent, _ = exec.LookPath("getent")
-	}
-	return accounts.Open(accounts.Options{
-		Domains: cfg.Domains, Postmaster: cfg.Postmaster, Maildirs: cfg.Maildirs,
-		Users: cfg.Accounts.Users, UsersMay: cfg.Accounts.UsersMay, Aliases: cfg.Accounts.Aliases,
-		System: cfg.Accounts.System, Passwd: "/etc/passwd", Getent: getent,
-		Subaddress: cfg.Accounts.SubaddressSep, CatchAll: cfg.Accounts.CatchAll, Lookup: cfg.Accounts.LookupSocket,
-	})
 }
 
 // options are those that the worker and a run by hand share.
@@ -99,29 +80,9 @@ func options(cfg *config.Config, acc *accounts.Accounts, create, sweep bool) del
 
 // work serves mqueue until it goes away.
 func work(c *urfave.Context, cfg *config.Config, acc *accounts.Accounts) error {
-	log, err := cli.Logger(cfg, "mdeliver")
-	if err != nil {
-		return cli.Exit(envelope.ExConfig, err)
-	}
 	o := options(cfg, acc, cfg.Deliver.Create || c.Bool("create"), true)
-	o.Log = log
-	d := deliver.New(o)
-	passed := os.Getenv("LISTEN_PID") == strconv.Itoa(os.Getpid())
-	wo := serve.WorkerOptions{
-		Pair: c.Bool("worker") && !c.IsSet("listen") && !passed, Listen: c.String("listen"),
-		UIDs: []int{0, os.Geteuid()}, Log: log,
-	}
-	// Whoever owns the spool runs mqueue.
-	var st syscall.Stat_t
-	if syscall.Stat(cfg.Spool, &st) == nil {
-		wo.UIDs = append(wo.UIDs, int(st.Uid))
-	}
-	hello := worker.Hello{Versions: []int{worker.Version}, Name: "mdeliver", Abilities: []string{worker.AbleDeliver}}
-	err = serve.Worker(c.Context, wo, func(ctx context.Context, conn *net.UnixConn) error {
-		return worker.Serve(ctx, conn, hello, d.Handle, 0)
+	return daemon.Work(c.Context, cli.ServingOf(c), cfg, "mdeliver", worker.AbleDeliver, func(log *slog.Logger) worker.Handler {
+		o.Log = log
+		return deliver.New(o).Handle
 	})
-	if err != nil {
-		return cli.Exit(envelope.ExOSErr, err)
-	}
-	return nil
 }

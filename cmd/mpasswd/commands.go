@@ -11,6 +11,7 @@ import (
 	"pennypost/internal/accounts"
 	"pennypost/internal/auth"
 	"pennypost/internal/cli"
+	"pennypost/internal/daemon/login"
 	"pennypost/internal/envelope"
 	"pennypost/internal/password"
 	"pennypost/internal/sasl"
@@ -154,7 +155,7 @@ func test(t *task) error {
 		return err
 	}
 	// Counted nowhere: whoever can read the file needs no guesses.
-	_, err = newService(t.cfg, t.acc, "", nil).Password(t.c.Context, t.addr.String(), pw, netip.Addr{})
+	_, err = login.Service(t.cfg, t.acc, "", nil).Password(t.c.Context, t.addr.String(), pw, netip.Addr{})
 	ok := err == nil
 	if !ok && !errors.Is(err, sasl.ErrRefused) {
 		return cli.Exit(envelope.ExTempFail, err)

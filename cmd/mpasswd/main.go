@@ -6,7 +6,6 @@ import (
 	"fmt"
 	"io/fs"
 	"path/filepath"
-	"time"
 
 	urfave "github.com/urfave/cli/v2"
 
@@ -36,9 +35,7 @@ func app() *urfave.App {
 			{Name: "test", Usage: "tell by the exit status whether the password on standard input is right", ArgsUsage: "address", Action: with(test), Flags: flags()},
 			{Name: "list", Usage: "print the accounts", Action: list, Flags: flags()},
 			{Name: "serve", Usage: "check passwords for the daemons", Action: run, Flags: []urfave.Flag{cli.Config(), cli.JSON(),
-				&urfave.StringFlag{Name: "listen", Usage: "serve the UNIX socket `PATH`, or \"config\" for accounts.auth_socket"},
-				&urfave.DurationFlag{Name: "idle", Value: 10 * time.Minute, Usage: "end an activated process after `TIME` without a client (0: never)"},
-				&urfave.IntFlag{Name: "notify-fd", Usage: "write a newline to descriptor `N` when ready"}}},
+				cli.Listen("serve the UNIX socket `PATH`, or \"config\" for accounts.auth_socket"), cli.Idle(), cli.NotifyFd()}},
 			{Name: "hash", Usage: "print the password on standard input as it would be stored", Action: hash, Flags: flags(scheme)},
 		},
 	}

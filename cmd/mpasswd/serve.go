@@ -4,21 +4,19 @@ import (
 	"context"
 	"errors"
 	"fmt"
-	"log/slog"
 	"net"
 	"os"
 	"os/user"
 	"slices"
 	"strconv"
-	"strings"
-	"syscall"
+	"time"
 
 	urfave "github.com/urfave/cli/v2"
 
-	"pennypost/internal/accounts"
-	"pennypost/internal/auth"
 	"pennypost/internal/cli"
 	"pennypost/internal/config"
+	"pennypost/internal/daemon"
+	"pennypost/internal/daemon/login"
 	"pennypost/internal/envelope"
 	"pennypost/internal/serve"
 )
@@ -26,10 +24,8 @@ import (
 // maxSessions bounds the connections; each login in progress has one.
 const maxSessions = 1024
 
-// newService checks passwords by the configuration. state is the file of the counts, or "".
-func newService(cfg *config.Config, acc *accounts.Accounts, state string, log *slog.Logger) *auth.Service {
-	return auth.New(auth.Options{Accounts: acc, Program: cfg.Accounts.CheckPassword, State: state, Log: log})
-}
+// idle ends an activated process; what it remembers of passwords and keys is worth a while.
+const idle = 10 * time.Minute
 
 // run is "mpasswd serve".
 func run(c *urfave.Context) error {
@@ -40,53 +36,34 @@ func run(c *urfave.Context) error {
 	if err != nil {
 		return err
 	}
-	if c.Bool("json") {
-		cfg.LogFormat = "json"
+	f := daemon.Frame{
+		Tool: "mpasswd", Paths: true, ListenKey: "accounts.auth_socket",
+		Idle: idle, MaxSessions: maxSessions, Busy: `{"error":"busy"}` + "\n",
 	}
-	log, err := cli.Logger(cfg, "mpasswd")
+	if cfg.Accounts.AuthSocket != "" {
+		f.Listen = []config.Listener{{Addr: cfg.Accounts.AuthSocket}}
+	}
+	d, err := daemon.New(cli.ServingOf(c), cfg, f)
 	if err != nil {
-		return cli.Exit(envelope.ExConfig, err)
-	}
-	o := serve.Options{
-		Idle: c.Duration("idle"), MaxSessions: maxSessions, Busy: `{"error":"busy"}` + "\n", NotifyFd: c.Int("notify-fd"), Log: log,
-	}
-	if path := c.String("listen"); path != "" {
-		if path == "config" {
-			path = cfg.Accounts.AuthSocket
-		}
-		if path == "" {
-			return cli.Exit(envelope.ExConfig, errors.New("--listen config: the configuration has no accounts.auth_socket"))
-		}
-		if !strings.Contains(path, "/") {
-			path = "./" + path
-		}
-		o.Listen = []serve.Listener{{Addr: path}}
+		return err
 	}
 	allowed, err := uids(cfg.Accounts.AuthUsers)
 	if err != nil {
 		return cli.Exit(envelope.ExConfig, fmt.Errorf("accounts.auth_users: %w", err))
 	}
 	if _, _, err := acc.SCRAM(); err != nil {
-		log.Error("secrets cannot be read; every login is put off until they can", "err", err)
+		d.Log.Error("secrets cannot be read; every login is put off until they can", "err", err)
 	}
-	s := newService(cfg, acc, cfg.Accounts.Guesses, log)
-	err = serve.Run(c.Context, o, func(ctx context.Context, conn net.Conn, p serve.Peer, _ string) {
+	s := login.Service(cfg, acc, cfg.Accounts.Guesses, d.Log)
+	return d.Run(c.Context, nil, func(ctx context.Context, conn net.Conn, p serve.Peer, _ string) {
 		redeem, err := rights(p, allowed)
 		if err == nil {
 			err = s.Serve(ctx, conn, redeem)
 		}
 		if err != nil {
-			log.Warn("connection ended", "peer", who(p), "err", err)
+			d.Log.Warn("connection ended", "peer", who(p), "err", err)
 		}
 	})
-	var errno syscall.Errno
-	switch {
-	case err == nil:
-		return nil
-	case errors.As(err, &errno):
-		return cli.Exit(envelope.ExOSErr, err)
-	}
-	return cli.Exit(envelope.ExConfig, err)
 }
 
 // rights tells whether a peer may ask, and whether it may take tickets: root and our own user do.

@@ -2,19 +2,15 @@
 package main
 
 import (
-	"context"
-	"errors"
-	"fmt"
-	"net"
+	"log/slog"
 	"os"
 
 	urfave "github.com/urfave/cli/v2"
 
 	"pennypost/internal/cli"
 	"pennypost/internal/config"
-	"pennypost/internal/envelope"
+	"pennypost/internal/daemon"
 	"pennypost/internal/relay"
-	"pennypost/internal/serve"
 	"pennypost/internal/worker"
 )
 
@@ -30,9 +26,7 @@ func app() *urfave.App {
 			&urfave.BoolFlag{Name: "lmtp", Usage: "speak LMTP to the next hop given by --to"},
 			&urfave.StringFlag{Name: "tls", Usage: "`POLICY`: may, encrypt, verify, none or tls"},
 			&urfave.StringFlag{Name: "auth-file", Usage: "authenticate as the USER:PASSWORD in the first line of `FILE`"},
-			&urfave.BoolFlag{Name: "worker", Usage: "serve mqueue on the socket pair at descriptor 3"},
-			&urfave.StringFlag{Name: "listen", Usage: "serve mqueue on the UNIX socket `PATH`"},
-			&urfave.DurationFlag{Name: "idle", Usage: "with an activated socket: end after `TIME` without a connection"},
+			cli.WorkerFlag(), cli.Listen("serve mqueue on the UNIX socket `PATH`"), cli.Idle(),
 		},
 		Action: run,
 	}
@@ -48,7 +42,7 @@ func run(c *urfave.Context) error {
 	if err != nil {
 		return err
 	}
-	if c.Bool("worker") || c.String("listen") != "" || os.Getenv("LISTEN_FDS") != "" && c.NArg() == 0 {
+	if c.Bool("worker") || c.IsSet("listen") || os.Getenv("LISTEN_FDS") != "" && c.NArg() == 0 {
 		return work(c, cfg)
 	}
 	j, err := newJob(c, cfg)
@@ -66,19 +60,7 @@ func work(c *urfave.Context, cfg *config.Config) error {
 	if c.NArg() > 0 {
 		return cli.Usage("a worker takes no operands")
 	}
-	log, err := cli.Logger(cfg, "mrelay")
-	if err != nil {
-		return cli.Exit(envelope.ExConfig, err)
-	}
 	r := relay.New(options(c, cfg))
 	defer r.Close()
-	hello := worker.Hello{Versions: []int{worker.Version}, Name: "mrelay", Abilities: []string{worker.AbleRelay}}
-	o := serve.WorkerOptions{Pair: c.Bool("worker"), Listen: c.String("listen"), Spool: cfg.Spool, Idle: c.Duration("idle"), Log: log}
-	err = serve.Worker(c.Context, o, func(ctx context.Context, conn *net.UnixConn) error {
-		return worker.Serve(ctx, conn, hello, r.Handle, 0)
-	})
-	if err != nil && !errors.Is(err, context.Canceled) {
-		return cli.Exit(envelope.ExOSErr, fmt.Errorf("worker: %w", err))
-	}
-	return nil
+	return daemon.Work(c.Context, cli.ServingOf(c), cfg, "mrelay", worker.AbleRelay, func(*slog.Logger) worker.Handler { return r.Handle })
 }

@@ -1,11 +1,8 @@
 package main
 
 import (
-	"log/slog"
-
-	"pennypost/internal/auth"
+	"pennypost/internal/daemon/login"
 	"pennypost/internal/smtpd"
-	"pennypost/internal/token"
 )
 
 // auth is how users prove who they are in every role; passwords come later.
@@ -21,25 +18,8 @@ func (s *servers) auth() smtpd.Auth {
 	if c.Certificates != "" {
 		a.Certificates = smtpd.NewCertificates(c.Certificates, first)
 	}
-	if len(c.TokenCommand) > 0 || c.TokenSocket != "" {
-		t := token.New(token.Options{
-			Command: c.TokenCommand, Socket: c.TokenSocket, Timeout: c.TokenTimeout.Std(), Max: c.TokenMax,
-		})
-		a.Token = t.Check
+	if check := login.Tokens(c); check != nil {
+		a.Token = check
 	}
 	return a
-}
-
-// passwords is who checks them, one for all roles: "mpasswd serve", or the same code here.
-func (s *servers) passwords(log *slog.Logger) auth.Checker {
-	switch {
-	case s.checker != nil:
-	case s.cfg.Accounts.AuthSocket != "":
-		s.checker = auth.NewClient(s.cfg.Accounts.AuthSocket)
-	default:
-		s.checker = auth.New(auth.Options{
-			Accounts: s.acc, Program: s.cfg.Accounts.CheckPassword, State: s.cfg.Accounts.Guesses, Log: log,
-		})
-	}
-	return s.checker
 }

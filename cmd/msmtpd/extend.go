@@ -2,6 +2,7 @@ package main
 
 import (
 	"pennypost/internal/config"
+	"pennypost/internal/daemon"
 	"pennypost/internal/smtpd"
 	"pennypost/internal/spool"
 )
@@ -11,10 +12,10 @@ import (
 func extensions(cfg *config.Config, sp *spool.Spool) (smtpd.Extend, error) {
 	x := smtpd.Extend{HoldMax: cfg.SMTPD.HoldMax.Std(), MinBy: cfg.SMTPD.DeliverBy.Std()}
 	var err error
-	if x.XClientFrom, err = prefixes("smtpd.xclient_from", cfg.SMTPD.XClientFrom); err != nil {
+	if x.XClientFrom, err = daemon.Prefixes("smtpd.xclient_from", cfg.SMTPD.XClientFrom); err != nil {
 		return x, err
 	}
-	x.ETRNFrom, err = prefixes("smtpd.etrn_from", cfg.SMTPD.ETRNFrom)
+	x.ETRNFrom, err = daemon.Prefixes("smtpd.etrn_from", cfg.SMTPD.ETRNFrom)
 	if sp != nil {
 		x.Flush = sp.PokeDomain
 	}

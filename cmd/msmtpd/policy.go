@@ -1,12 +1,12 @@
 package main
 
 import (
-	"fmt"
 	"log/slog"
 	"net/netip"
 	"slices"
 
 	"pennypost/internal/config"
+	"pennypost/internal/daemon"
 	"pennypost/internal/policy"
 	"pennypost/internal/resolve"
 )
@@ -15,7 +15,7 @@ import (
 // nothing.
 func newPolicy(cfg *config.Config, relayFrom []netip.Prefix, dry bool, log *slog.Logger) (*policy.Policy, error) {
 	c := &cfg.Policy
-	trusted, err := prefixes("policy.trusted", c.Trusted)
+	trusted, err := daemon.Prefixes("policy.trusted", c.Trusted)
 	if err != nil {
 		return nil, err
 	}
@@ -37,7 +37,7 @@ func newPolicy(cfg *config.Config, relayFrom []netip.Prefix, dry bool, log *slog
 		o.EarlyAction = policy.Note
 	}
 	for _, d := range c.DNSBL {
-		answers, err := prefixes("policy.dnsbl.answers", d.Answers)
+		answers, err := daemon.Prefixes("policy.dnsbl.answers", d.Answers)
 		if err != nil {
 			return nil, err
 		}
@@ -51,23 +51,4 @@ func newPolicy(cfg *config.Config, relayFrom []netip.Prefix, dry bool, log *slog
 	}
 	o.DNS = resolve.New(r)
 	return policy.New(o), nil
-}
-
-// prefixes reads the networks and addresses of one key.
-func prefixes(key string, list []string) ([]netip.Prefix, error) {
-	var out []netip.Prefix
-	for _, s := range list {
-		p, err := netip.ParsePrefix(s)
-		if err != nil {
-			var ip netip.Addr
-			if ip, err = netip.ParseAddr(s); err == nil {
-				p = netip.PrefixFrom(ip, ip.BitLen())
-			}
-		}
-		if err != nil {
-			return nil, fmt.Errorf("%s: %q is no network (10.0.0.0/8) or address", key, s)
-		}
-		out = append(out, p.Masked())
-	}
-	return out, nil
 }

@@ -6,7 +6,6 @@ import (
 	"errors"
 	"log/slog"
 	"os"
-	"os/exec"
 	"os/user"
 	"strconv"
 	"sync"
@@ -17,6 +16,8 @@ import (
 	"pennypost/internal/certs"
 	"pennypost/internal/cli"
 	"pennypost/internal/config"
+	"pennypost/internal/daemon"
+	"pennypost/internal/daemon/login"
 	"pennypost/internal/envelope"
 	"pennypost/internal/smtp"
 	"pennypost/internal/smtpd"
@@ -34,14 +35,14 @@ type servers struct {
 	mu      sync.Mutex
 	made    map[string]*smtp.Server
 	acc     *accounts.Accounts
-	checker auth.Checker // of passwords
+	checker auth.Checker // of passwords, one for all roles
 }
 
 // newServers takes what the configuration names; with a play, nothing that is written or secret.
 // A process for a single connection reads certificates when it has come to that.
 func newServers(cfg *config.Config, log *slog.Logger, p *play, single bool) (*servers, error) {
 	s := &servers{cfg: cfg, play: p, made: make(map[string]*smtp.Server)}
-	relayFrom, err := prefixes("smtpd.relay_from", cfg.SMTPD.RelayFrom)
+	relayFrom, err := daemon.Prefixes("smtpd.relay_from", cfg.SMTPD.RelayFrom)
 	if err != nil {
 		return nil, cli.Exit(envelope.ExConfig, err)
 	}
@@ -49,7 +50,7 @@ func newServers(cfg *config.Config, log *slog.Logger, p *play, single bool) (*se
 	if err != nil {
 		return nil, err
 	}
-	acc, err := openAccounts(cfg)
+	acc, err := daemon.Accounts(cfg)
 	if err != nil {
 		return nil, cli.Exit(envelope.ExConfig, err)
 	}
@@ -75,7 +76,7 @@ func newServers(cfg *config.Config, log *slog.Logger, p *play, single bool) (*se
 			Spool: sp, Hostname: cfg.Hostname, MaxSize: cfg.Limits.MessageSize, MaxHops: cfg.Limits.Hops, Now: cfg.Now(), Log: log,
 		}),
 		RelayFrom: relayFrom, RelayDomains: cfg.SMTPD.RelayDomains, Policy: pol, Extend: extend,
-		TrustedUIDs: trusted(cfg.Spool), Login: login, Filters: list,
+		TrustedUIDs: trusted(cfg.Spool), Login: userOf, Filters: list,
 		MaxSize: cfg.Limits.MessageSize, MaxRecipients: cfg.Limits.Recipients,
 		MaxErrors: cfg.SMTPD.Errors, Timeout: cfg.SMTPD.Timeout.Std(), Log: log,
 	}
@@ -93,7 +94,10 @@ func (s *servers) role(role string) (*smtp.Server, error) {
 	o := s.base
 	o.Role = role
 	if o.Auth.Passwords == nil && (role == smtpd.Submission || role == smtpd.Submissions) {
-		o.Auth.Passwords = s.passwords(o.Log)
+		if s.checker == nil {
+			s.checker = login.Passwords(s.cfg, s.acc, o.Log)
+		}
+		o.Auth.Passwords = s.checker
 	}
 	if s.cert != nil {
 		o.TLS = s.tls(role)
@@ -116,36 +120,10 @@ func (s *servers) tls(role string) *tls.Config {
 
 // openCerts is nil where no certificate is configured. With a play no key is read.
 func openCerts(cfg *config.Config, log *slog.Logger, p *play, late bool) (*certs.Store, error) {
-	var pairs []certs.Pair
-	if cfg.TLS.Cert != "" {
-		pairs = append(pairs, certs.Pair{Cert: cfg.TLS.Cert, Key: cfg.TLS.Key})
-	}
-	for _, p := range cfg.TLS.Certificates {
-		pairs = append(pairs, certs.Pair{Cert: p.Cert, Key: p.Key})
-	}
-	if len(pairs) == 0 {
-		return nil, nil
-	}
-	if p != nil {
+	if p != nil && login.HasCerts(cfg) {
 		return &certs.Store{}, nil
 	}
-	return certs.Open(certs.Options{
-		Pairs: pairs, ClientCA: cfg.TLS.ClientCA, AskClients: cfg.SMTPD.Auth.Certificates != "", Late: late, Log: log,
-	})
-}
-
-func openAccounts(cfg *config.Config) (*accounts.Accounts, error) {
-	getent, err := exec.LookPath("getent")
-	if err != nil {
-		getent = "" // this system has none: /etc/passwd is all there is
-	}
-	return accounts.Open(accounts.Options{
-		Domains: cfg.Domains, Postmaster: cfg.Postmaster, Maildirs: cfg.Maildirs,
-		Users: cfg.Accounts.Users, UsersMay: cfg.Accounts.UsersMay,
-		Secrets: cfg.Accounts.Secrets, Aliases: cfg.Accounts.Aliases,
-		System: cfg.Accounts.System, Passwd: "/etc/passwd", Getent: getent,
-		Subaddress: cfg.Accounts.SubaddressSep, CatchAll: cfg.Accounts.CatchAll, Lookup: cfg.Accounts.LookupSocket,
-	})
+	return login.Certs(cfg, cfg.SMTPD.Auth.Certificates != "", late, log)
 }
 
 // trusted are the users who may use any sender: who owns the spool, and who we are.
@@ -159,8 +137,8 @@ func trusted(spoolDir string) []int {
 	return uids
 }
 
-// login names the user of a uid; one who is in no list has no name.
-func login(_ context.Context, uid int) (string, error) {
+// userOf names the user of a uid; one who is in no list has no name.
+func userOf(_ context.Context, uid int) (string, error) {
 	u, err := user.LookupId(strconv.Itoa(uid))
 	var unknown user.UnknownUserIdError
 	if errors.As(err, &unknown) {
