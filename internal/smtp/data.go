@@ -23,7 +23,9 @@ func (c *session) data(arg string) error {
 	case c.tx.msg != nil || c.tx.bad:
 		return c.fault(503, "5.5.1", "the message has begun with BDAT")
 	case c.tx.rcpts == 0:
-		return c.fault(554, "5.5.1", "no valid recipients")
+		// No mistake of a client that pipelines (RFC 2920 §3.1): it did not know yet.
+		c.refused(&Answer{Code: 554, Enhanced: "5.5.1", Text: "no valid recipients"})
+		return nil
 	case c.tx.opts.Body == envelope.BodyBinary:
 		return c.fault(503, "5.5.1", "BINARYMIME needs BDAT") // RFC 3030 §3
 	}
@@ -267,8 +269,11 @@ func (c *session) bdatDone(n int64, last bool, a *Answer) {
 		c.complete(c.tx.msg, a)
 	case a == nil:
 		c.say(250, "2.0.0", strconv.FormatInt(n, 10)+" octets")
+		if n == 0 {
+			c.idled()
+		}
 	default:
-		c.answer(a)
+		c.refused(a)
 		if c.tx.msg != nil {
 			c.tx.msg.Abort()
 			c.tx.msg = nil

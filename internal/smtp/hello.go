@@ -184,6 +184,6 @@ func (c *session) authFailed(err error) error {
 	case errors.Is(err, sasl.ErrSyntax):
 		return c.fault(501, "5.5.2", "response does not fit the mechanism")
 	}
-	c.say(454, "4.7.0", "cannot check passwords right now, try again later")
+	c.refused(&Answer{Code: 454, Enhanced: "4.7.0", Text: "cannot check passwords right now, try again later"})
 	return nil
 }

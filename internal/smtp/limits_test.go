@@ -149,12 +149,37 @@ func TestSessionTime(t *testing.T) {
 	}
 }
 
-func TestIdleChatter(t *testing.T) {
-	for _, line := range []string{"NOOP\r\n", "RSET\r\n", "VRFY a\r\n", "RCPT TO:<unknown@x.test>\r\n"} {
+// A client that lets a message trickle in, or never sends it, does not hold its session for ever.
+func TestTransactionTime(t *testing.T) {
+	for _, line := range []string{"RCPT TO:<b@x.test>\r\n", "BDAT 1\r\nx"} {
 		n := 0
-		c, _, _ := play(t, &Server{}, func() (string, time.Duration) {
+		c, took, _ := play(t, &Server{SessionTime: time.Hour, MaxRecipients: 100_000}, func() (string, time.Duration) {
+			switch n++; {
+			case n == 1:
+				return "EHLO c\r\nMAIL FROM:<a@x.test>\r\nRCPT TO:<b@x.test>\r\n", 0
+			case n > 1000:
+				return "", 0
+			}
+			return line, time.Minute
+		})
+		if took > 2*time.Hour+2*time.Minute || !strings.Contains(c.out.String(), "421 4.4.2 mx.x.test message takes too long") {
+			t.Errorf("%q: ended after %v", line, took)
+		}
+	}
+}
+
+func TestIdleChatter(t *testing.T) {
+	for _, line := range []string{
+		"NOOP\r\n", "RSET\r\n", "VRFY a\r\n", "RCPT TO:<unknown@x.test>\r\n", "EHLO c\r\n", "HELO c\r\n",
+		"BDAT 0\r\n", "RCPT TO:<b@x.test>\r\nBDAT 0\r\n", "DATA\r\n", "RSET\r\nMAIL FROM:<a@x.test> SIZE=9999\r\n",
+	} {
+		n := 0
+		c, _, _ := play(t, &Server{MaxSize: 1000}, func() (string, time.Duration) {
 			if n++; n == 1 {
 				return "EHLO c\r\nMAIL FROM:<a@x.test>\r\n", 0
+			}
+			if n > 10*maxIdleCommands {
+				return "", 0
 			}
 			return line, 0
 		})

@@ -35,7 +35,7 @@ func (c *session) mail(arg string) error {
 		return c.fault(550, "5.6.7", "this address needs the SMTPUTF8 parameter")
 	}
 	if c.srv.MaxSize > 0 && o.Size > c.srv.MaxSize {
-		c.say(552, "5.3.4", "message is too big") // RFC 1870 §6.1
+		c.refused(&Answer{Code: 552, Enhanced: "5.3.4", Text: "message is too big"}) // RFC 1870 §6.1
 		return nil
 	}
 	asked := o.Priority
@@ -43,7 +43,7 @@ func (c *session) mail(arg string) error {
 		c.refused(answerFor(err))
 		return nil
 	}
-	c.tx = transaction{open: true, opts: *o, from: addr}
+	c.tx = transaction{open: true, began: now, opts: *o, from: addr}
 	if o.Priority != asked {
 		// RFC 6710 §4.1: the code says that the priority is another one, the text which.
 		c.say(250, "2.3.6", strconv.Itoa(o.Priority)+" is the priority you may use; sender ok")
@@ -95,8 +95,13 @@ func (c *session) rcpt(arg string) error {
 // refused sends a backend's refusal. Many of them in a row are somebody trying addresses.
 func (c *session) refused(a *Answer) {
 	c.answer(a)
+	c.idled()
+}
+
+// idled counts what moved no mail.
+func (c *session) idled() {
 	if c.idle++; c.idle > maxIdleCommands && !c.closing {
-		c.bye("4.7.0", "too many refused commands")
+		c.bye("4.7.0", "too many commands without a message")
 	}
 }
 

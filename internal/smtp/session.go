@@ -22,7 +22,7 @@ const (
 	maxCommand = 4096
 	// RFC 4954 §4: an AUTH line may have 12288 octets.
 	maxAuthLine = 12288
-	// NOOP, RSET, VRFY, HELP and refused recipients beyond this are no mail traffic.
+	// EHLO, NOOP, RSET, VRFY, HELP, refused recipients and empty chunks beyond this are no mail traffic.
 	maxIdleCommands = 200
 	// What an oversized message may go on with before the connection is cut instead.
 	minDrain = 64 << 20
@@ -52,6 +52,7 @@ type session struct {
 // transaction is what MAIL began.
 type transaction struct {
 	open  bool
+	began time.Time
 	opts  MailOptions
 	from  envelope.Address
 	rcpts int
@@ -73,9 +74,9 @@ type command struct {
 func commandFor(verb string) (command, bool) {
 	switch verb {
 	case "EHLO":
-		return command{verb, (*session).ehlo, false}, true
+		return command{verb, (*session).ehlo, true}, true
 	case "HELO":
-		return command{verb, (*session).helo, false}, true
+		return command{verb, (*session).helo, true}, true
 	case "MAIL":
 		return command{verb, (*session).mail, false}, true
 	case "RCPT":
@@ -201,8 +202,7 @@ func (c *session) next() error {
 	case err != nil:
 		return err
 	}
-	if c.srv.now().Sub(c.started) > or(c.srv.SessionTime, 2*time.Hour) && !c.tx.open {
-		c.bye("4.4.2", "session lasts too long")
+	if c.tooLong() {
 		return nil
 	}
 	for _, b := range line {
@@ -226,6 +226,20 @@ func (c *session) next() error {
 		}
 	}
 	return cmd.run(c, c.arg)
+}
+
+// tooLong ends a session that is old, once it is between two messages: or with a message that is
+// as old by itself, which a client may send by an octet a chunk.
+func (c *session) tooLong() bool {
+	since, what := c.started, "session lasts too long"
+	if c.tx.open {
+		since, what = c.tx.began, "message takes too long"
+	}
+	if c.srv.now().Sub(since) <= or(c.srv.SessionTime, 2*time.Hour) {
+		return false
+	}
+	c.bye("4.4.2", what)
+	return true
 }
 
 // notSMTP hangs up on what is no mail client: web browsers talked into posting here, and TLS
