@@ -100,8 +100,8 @@ func (c *session) mechanisms() []string {
 // auth runs one SASL exchange, RFC 4954 §4.
 func (c *session) auth(arg string) error {
 	c.arg = "" // never into a log
-	mech, initial, hasInitial := strings.Cut(arg, " ")
-	mech = strings.ToUpper(mech)
+	name, initial, hasInitial := strings.Cut(arg, " ")
+	mech := strings.ToUpper(name)
 	a, ok := c.be.(Authenticator)
 	switch {
 	case !ok:
@@ -115,7 +115,9 @@ func (c *session) auth(arg string) error {
 	case mech == "":
 		return c.fault(501, "5.5.4", "want AUTH and a mechanism")
 	}
-	c.arg = mech
+	if isMechanism(name) {
+		c.arg = mech
+	}
 	ex, err := a.Auth(c.ctx, mech)
 	if err != nil {
 		return c.authFailed(err)
@@ -158,6 +160,12 @@ func (c *session) auth(arg string) error {
 			return c.fault(501, "5.5.2", "response is not base64")
 		}
 	}
+}
+
+// isMechanism tells whether s can be shown as a name of RFC 4422 §3.1. One with small letters may
+// be a response that stands where the name belongs.
+func isMechanism(s string) bool {
+	return len(s) <= 20 && strings.Trim(s, "ABCDEFGHIJKLMNOPQRSTUVWXYZ0123456789-_") == ""
 }
 
 // decodeResponse reads an initial response; "=" stands for an empty one (RFC 4954 §4).

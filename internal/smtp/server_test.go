@@ -309,6 +309,30 @@ func TestSmuggling(t *testing.T) {
 	}
 }
 
+// Whatever goes wrong with AUTH, what may be a password is not shown to the log.
+func TestNoPasswordInLog(t *testing.T) {
+	const secret = "c2VjcmV0"
+	for _, c := range []struct{ name, lines, want string }{
+		{"mechanism refused", "AUTH CRAM-MD5\r\nYW5u\r\n" + secret + "\r\n", "AUTH CRAM-MD5 504 5.5.4; AUTH  500 5.5.1; AUTH  500 5.5.1"},
+		{"exchange cancelled", "AUTH PLAIN\r\n*\r\n" + secret + "\r\n", "AUTH PLAIN 501 5.7.0; AUTH  500 5.5.1"},
+		{"wrong password, then it again", "AUTH PLAIN AGFubgB4\r\n" + secret + "\r\n", "AUTH PLAIN 535 5.7.8; AUTH  500 5.5.1"},
+		{"no mechanism", "AUTH " + secret + "\r\n", "AUTH  504 5.5.4"},
+		{"two spaces", "AUTH  PLAIN " + secret + "\r\n", "AUTH  501 5.5.4"},
+		{"old form", "AUTH=PLAIN " + secret + "\r\n", "AUTH  500 5.5.1"},
+		{"tabs", "auth\tPLAIN\t" + secret + "\r\n", "AUTH  500 5.5.1"},
+		{"control character", "AUTH PLAIN " + secret + "\x01\r\n" + secret + "\r\n", "  500 5.5.2; AUTH  500 5.5.1"},
+		{"another command", "AUTH NONE\r\nNOOP\r\nFOO bar\r\n", "AUTH NONE 504 5.5.4; FOO bar 500 5.5.1"},
+	} {
+		t.Run(c.name, func(t *testing.T) {
+			b := &fakeBackend{}
+			send(t, newServer(b), "EHLO c.test\r\n"+c.lines+"QUIT\r\n")
+			if got := strings.Join(b.refused, "; "); got != c.want {
+				t.Errorf("log has %q, want %q", got, c.want)
+			}
+		})
+	}
+}
+
 func TestDataText(t *testing.T) {
 	for _, c := range []struct{ name, wire, want string }{
 		{"empty", "", ""},

@@ -44,6 +44,7 @@ type session struct {
 	idle    int // commands that moved nothing since the last message
 	verb    string
 	arg     string
+	secret  bool // a refused AUTH may go on with what the client meant as its responses
 	closing bool
 	linger  bool // input may be pending that nobody will read
 	xclient bool // the connection is a trusted proxy's, whoever it speaks for
@@ -205,6 +206,8 @@ func (c *session) next() error {
 	if c.tooLong() {
 		return nil
 	}
+	secret := c.secret
+	c.secret = len(line) >= 4 && strings.EqualFold(string(line[:4]), "AUTH")
 	for _, b := range line {
 		if b < 0x20 && b != '\t' || b == 0x7f {
 			return c.fault(500, "5.5.2", "control character in a command")
@@ -216,6 +219,9 @@ func (c *session) next() error {
 	if !ok {
 		if c.notSMTP(line) {
 			return nil
+		}
+		if secret || c.secret {
+			c.secret, c.verb, c.arg = true, "AUTH", ""
 		}
 		return c.fault(500, "5.5.1", "unknown command")
 	}
