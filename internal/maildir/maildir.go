@@ -6,7 +6,6 @@ package maildir
 import (
 	"bytes"
 	"context"
-	"crypto/rand"
 	"errors"
 	"fmt"
 	"io"
@@ -14,9 +13,7 @@ import (
 	"os"
 	"path/filepath"
 	"strconv"
-	"strings"
 	"sync"
-	"sync/atomic"
 	"time"
 
 	"pennypost/internal/durable"
@@ -43,12 +40,9 @@ type Options struct {
 // Set opens Maildirs by path and keeps them open while they are in use, so that deliveries at
 // the same time share directory syncs. It may be used by many goroutines.
 type Set struct {
-	o      Options
-	host   string
-	pid    int
-	random string
-	count  atomic.Uint64
-	bufs   sync.Pool
+	o    Options
+	name *Namer
+	bufs sync.Pool
 
 	mu   sync.Mutex
 	open map[string]*Maildir
@@ -63,22 +57,9 @@ func NewSet(o Options) *Set {
 	if o.FS == nil {
 		o.FS = durable.OS{}
 	}
-	s := &Set{
-		o: o, host: cleanHost(o.Host), pid: os.Getpid(), random: strings.ToLower(rand.Text())[:8],
-		open: map[string]*Maildir{},
-	}
+	s := &Set{o: o, name: NewNamer(o.Host, o.Now), open: map[string]*Maildir{}}
 	s.bufs.New = func() any { b := make([]byte, 64<<10); return &b }
 	return s
-}
-
-// cleanHost makes a host name safe in a file name: maildir(5)'s escapes for slash and colon,
-// and no comma, which starts a size.
-func cleanHost(h string) string {
-	if h == "" {
-		return "localhost"
-	}
-	h = strings.NewReplacer("/", `\057`, ":", `\072`, ",", "_", "\x00", "_", "\n", "_").Replace(h)
-	return h[:min(len(h), 100)]
 }
 
 // Maildir is one Maildir of a Set.
@@ -211,7 +192,7 @@ func (m *Maildir) Deliver(ctx context.Context, header []byte, r io.Reader) (stri
 
 func (m *Maildir) deliver(ctx context.Context, header []byte, r io.Reader) (string, error) {
 	fsys := m.set.o.FS
-	base := m.set.name()
+	base := m.set.name.Base()
 	tmp := filepath.Join(m.path, "tmp", base)
 	f, err := m.openTmp(tmp)
 	if err != nil {
@@ -221,7 +202,7 @@ func (m *Maildir) deliver(ctx context.Context, header []byte, r io.Reader) (stri
 	if err != nil {
 		return "", errors.Join(err, f.Close(), fsys.Remove(tmp))
 	}
-	name := fmt.Sprintf("%s,S=%d,W=%d", base, size, wire)
+	name := WithSizes(base, size, wire)
 	dst := filepath.Join(m.path, "new", name)
 	named := false
 	err = m.dir.Commit(f, func() error {
@@ -273,12 +254,6 @@ func (m *Maildir) syncReplaced() error {
 	}
 	m.forget()
 	return durable.SyncDirOn(m.set.o.FS, p)
-}
-
-// name makes a unique name: time, process, counter, random, host.
-func (s *Set) name() string {
-	now := s.o.Now()
-	return fmt.Sprintf("%d.M%06dP%dQ%dR%s.%s", now.Unix(), now.Nanosecond()/1000, s.pid, s.count.Add(1), s.random, s.host)
 }
 
 // copy writes header and r to f and counts octets as stored and as they are with CRLF.
