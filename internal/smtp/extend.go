@@ -17,6 +17,7 @@ type Extensions struct {
 	MinBy         time.Duration // the shortest time with mode R
 	Priority      bool          // RFC 6710
 	XClient       bool          // the client is a proxy whose word is believed; asked once a connection
+	XClientLogin  bool          // its word for who has logged in, too
 }
 
 // Extender is implemented by a Session that offers some of them. What is offered may change
@@ -69,7 +70,10 @@ func (c *session) announce(b *strings.Builder) {
 		b.WriteString("\nETRN")
 	}
 	if c.xclient {
-		b.WriteString("\nXCLIENT NAME ADDR PORT PROTO HELO LOGIN DESTADDR DESTPORT")
+		b.WriteString("\nXCLIENT NAME ADDR PORT PROTO HELO DESTADDR DESTPORT")
+		if x.XClientLogin {
+			b.WriteString(" LOGIN")
+		}
 	}
 }
 

@@ -33,7 +33,7 @@ type extSession struct{ *fakeSession }
 
 func (s *extSession) Extensions() smtp.Extensions {
 	return smtp.Extensions{
-		RequireTLS: true, FutureRelease: 24 * time.Hour, DeliverBy: true, MinBy: time.Minute, Priority: true, XClient: true,
+		RequireTLS: true, FutureRelease: 24 * time.Hour, DeliverBy: true, MinBy: time.Minute, Priority: true, XClient: true, XClientLogin: true,
 	}
 }
 

@@ -86,7 +86,7 @@ func (c *session) starttls(arg string) error {
 		}
 	}
 	c.reset()
-	c.st.Helo, c.st.ESMTP, c.st.User = "", false, ""
+	c.st.Helo, c.st.ESMTP, c.st.User, c.st.Vouched = "", false, "", false
 	return c.handshake()
 }
 

@@ -70,6 +70,8 @@ type State struct {
 	ESMTP bool                 // EHLO was used
 	TLS   *tls.ConnectionState // nil: clear text
 	User  string               // who authenticated; "" is nobody
+	// Vouched says that User is the word of a proxy (XCLIENT LOGIN), as it was given.
+	Vouched bool
 }
 
 // Proto is the protocol name for Received, RFC 3848; utf8 says that the message uses SMTPUTF8

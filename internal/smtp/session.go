@@ -339,6 +339,8 @@ func (c *session) flush() error {
 func (c *session) lost(err error) error {
 	c.verb, c.arg = "", ""
 	switch {
+	case errors.Is(err, errHandshake):
+		return err // the client hears TLS by now: nothing more can be said in clear
 	case errors.Is(err, io.EOF) && len(c.in.buffered()) == 0 && !c.tx.open:
 		return c.flush() // gone without QUIT; it loses nothing by it
 	case errors.Is(err, errStopping):
@@ -354,7 +356,10 @@ func (c *session) lost(err error) error {
 	return fmt.Errorf("connection lost: %w", err)
 }
 
-var errTimeout = errors.New("client was silent for too long")
+var (
+	errTimeout   = errors.New("client was silent for too long")
+	errHandshake = errors.New("TLS handshake")
+)
 
 // lingerLimits bound what is read after our last words.
 const (
@@ -388,7 +393,7 @@ func (c *session) handshake() error {
 	if c.srv.Handshake != nil {
 		conn, cs, err := c.srv.Handshake(c.conn)
 		if err != nil {
-			return fmt.Errorf("TLS handshake: %w", err)
+			return fmt.Errorf("%w: %w", errHandshake, err)
 		}
 		c.conn, c.st.TLS = conn, &cs
 		c.in.attach(conn)
@@ -399,7 +404,7 @@ func (c *session) handshake() error {
 		return err
 	}
 	if err := t.HandshakeContext(c.ctx); err != nil {
-		return fmt.Errorf("TLS handshake: %w", err)
+		return fmt.Errorf("%w: %w", errHandshake, err)
 	}
 	if err := c.conn.SetDeadline(time.Time{}); err != nil {
 		return err

@@ -15,6 +15,8 @@ import (
 	"strings"
 	"testing"
 	"time"
+
+	"pennypost/internal/smtp"
 )
 
 // testTLS is a server's configuration and the pool that trusts it.
@@ -117,6 +119,38 @@ func TestStartTLS(t *testing.T) {
 	}
 	if len(b.refused) == 0 || !strings.HasPrefix(b.refused[0], "STARTTLS") {
 		t.Errorf("the injection is not reported: %q", b.refused)
+	}
+}
+
+// A handshake that fails is an error, however it fails, and nothing is said in clear after it.
+func TestFailedHandshake(t *testing.T) {
+	conf, _ := testTLS(t)
+	for _, c := range []struct{ name, after string }{
+		{"client gone", ""}, {"client cut off", "\x16\x03\x01"}, {"clear text", "EHLO again\r\n"},
+	} {
+		t.Run(c.name, func(t *testing.T) {
+			s := newServer(&fakeBackend{})
+			s.TLS = conf
+			here, there := net.Pipe()
+			done := make(chan error, 1)
+			go func() { done <- s.ServeConn(context.Background(), there, smtp.Peer{}) }()
+			k := newTalk(t, here)
+			for _, l := range []string{"", "EHLO c.test", "STARTTLS"} {
+				k.ask(l)
+			}
+			go func() {
+				io.WriteString(here, c.after)
+				if c.name != "clear text" {
+					here.Close()
+				}
+			}()
+			if rest, err := io.ReadAll(k.br); strings.Contains(string(rest), "421") {
+				t.Errorf("said in clear: %q, %v", rest, err)
+			}
+			if err := <-done; err == nil || !strings.Contains(err.Error(), "TLS handshake") {
+				t.Errorf("error %v", err)
+			}
+		})
 	}
 }
 

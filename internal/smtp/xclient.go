@@ -19,11 +19,14 @@ func (c *session) xclientCmd(arg string) error {
 		return c.fault(501, "5.5.4", "want XCLIENT and attributes")
 	}
 	st := c.st
-	st.Helo, st.ESMTP, st.User, st.Peer.UID = "", false, "", nil
+	st.Helo, st.ESMTP, st.User, st.Vouched, st.Peer.UID = "", false, "", false, nil
 	for attr := range strings.FieldsSeq(arg) {
 		if a := st.override(attr); a != nil {
 			return c.fault(a.Code, a.Enhanced, a.Text)
 		}
+	}
+	if st.Vouched && !c.extensions().XClientLogin {
+		return c.fault(501, "5.5.4", "bad XCLIENT attribute: nobody logs in here")
 	}
 	c.dropMessage()
 	c.be.Close()
@@ -58,7 +61,7 @@ func (st *State) override(attr string) *Answer {
 	case "HELO":
 		st.Helo, ok = value, value == "" || plausibleHelo(value)
 	case "LOGIN":
-		st.User, ok = value, isPrintable(value)
+		st.User, st.Vouched, ok = value, value != "", isPrintable(value)
 	default:
 		ok = false
 	}
