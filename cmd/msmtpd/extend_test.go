@@ -1,6 +1,7 @@
 package main
 
 import (
+	"errors"
 	"os/exec"
 	"strings"
 	"testing"
@@ -20,6 +21,29 @@ func TestXClientOfSwaks(t *testing.T) {
 	q := s.queued(t)
 	if len(q) != 1 || !strings.Contains(q[0], `"peer":"192.0.2.9:4711"`) || !strings.Contains(q[0], "Received: from spike.test ([192.0.2.9])") {
 		t.Errorf("%q\n%s", q, out)
+	}
+}
+
+// TestXClientLoginOfSwaks hands in for a user whom the proxy knows, over a connection without TLS.
+func TestXClientLoginOfSwaks(t *testing.T) {
+	swaks := need(t, "swaks")
+	s := newSite(t)
+	s.configure(t, "[smtpd]\nxclient_from = [\"127.0.0.1\"]\n")
+	at := s.serve(t)
+	for from, want := range map[string]int{"alice@example.test": 0, "bob@example.test": 23} {
+		out, err := exec.Command(swaks, "--server", at["submission"], "-f", from, "-t", "x@far.test",
+			"--xclient-addr", "192.0.2.9", "--xclient-login", "alice").CombinedOutput()
+		status := 0
+		var exit *exec.ExitError
+		if errors.As(err, &exit) {
+			status = exit.ExitCode()
+		}
+		if status != want {
+			t.Errorf("from %s: status %d, want %d\n%s", from, status, want, out)
+		}
+	}
+	if q := s.queued(t); len(q) != 1 || !strings.Contains(q[0], `"user":"alice@example.test"`) || !strings.Contains(q[0], `"peer":"192.0.2.9:`) {
+		t.Errorf("%q", q)
 	}
 }
 

@@ -24,7 +24,7 @@ type Extend struct {
 // first, is for those who may relay here: a stranger's sender address may be forged.
 func (s *session) Extensions() smtp.Extensions {
 	_, proxy := among(s.st.Peer.Addr, s.o.Extend.XClientFrom)
-	x := smtp.Extensions{RequireTLS: true, Priority: true, XClient: proxy && s.o.Role != Local}
+	x := smtp.Extensions{RequireTLS: true, Priority: true, XClient: proxy && s.o.Role != Local, XClientLogin: s.submission()}
 	if s.trusted() && s.o.Extend.MinBy > 0 {
 		x.DeliverBy, x.MinBy = true, s.o.Extend.MinBy
 	}

@@ -199,6 +199,58 @@ func TestXClient(t *testing.T) {
 	}
 }
 
+// TestXClientLogin: a proxy that has checked a password says whose it was. TLS ended at the proxy.
+// The user's rights are no greater than after AUTH, and where nobody logs in there are none.
+func TestXClientLogin(t *testing.T) {
+	for _, c := range []struct {
+		name, role, login, from string
+		xclient, mail, rcpt     string
+	}{
+		{"user", Submission, "ann@home.test", "ann@home.test", "220", "250", "250"},
+		{"bare name", Submission, "ann", "ann@home.test", "220", "250", "250"},
+		{"another's address", Submission, "ann", "bob@home.test", "220", "550 5.7.1 ann@home.test may not", "503"},
+		{"nobody's login", Submission, "ghost", "ghost@home.test", "220", "550 5.7.1 the user", "503"},
+		{"nobody's login, null sender", Submission, "ghost", "", "220", "550 5.7.1 the user", "503"},
+		{"look-up fails", Submission, "broken", "broken@home.test", "220", "451", "503"},
+		{"no login", Submission, "[UNAVAILABLE]", "ann@home.test", "220", "530 5.7.0 say STARTTLS", "503"},
+		{"no logins on this port", MX, "ann", "ann@home.test", "501", "250", "550"},
+		{"no login on this port", MX, "[UNAVAILABLE]", "ann@home.test", "220", "250", "550"},
+	} {
+		f := newFixture(c.role)
+		f.o.TLS = testTLS(t)
+		f.o.Extend.XClientFrom = nets("192.0.2.7/32")
+		got := f.say(t, "EHLO proxy.test", "XCLIENT ADDR=203.0.113.5 LOGIN="+c.login, "EHLO c.test", "MAIL FROM:<"+c.from+">", "RCPT TO:<x@far.test>")
+		for i, want := range map[int]string{1: c.xclient, 3: c.mail, 4: c.rcpt} {
+			if !strings.HasPrefix(got[i], want) {
+				t.Errorf("%s: %d: %q, want %s", c.name, i, got[i], want)
+			}
+		}
+	}
+	f := newFixture(Submission)
+	f.o.TLS = testTLS(t)
+	f.o.Extend.XClientFrom = nets("192.0.2.7/32")
+	f.say(t, "EHLO p", "XCLIENT ADDR=203.0.113.5 LOGIN=ann", "EHLO c", "MAIL FROM:<ann@home.test>", "RCPT TO:<x@far.test>", "DATA", "", ".")
+	if len(f.mem.msgs) != 1 || f.mem.msgs[0].env.Origin.User != "ann@home.test" || f.mem.msgs[0].env.Origin.Proto != "ESMTPA" {
+		t.Errorf("%+v", f.mem.msgs)
+	}
+}
+
+// TestXClientIsTheConnections: who may say it is decided by the connection. A client behind the
+// proxy gains nothing by an address in the list, a stranger nothing by naming one.
+func TestXClientIsTheConnections(t *testing.T) {
+	f := newFixture(MX)
+	f.o.Extend.XClientFrom = nets("203.0.113.0/24")
+	got := f.say(t, "EHLO c", "XCLIENT ADDR=203.0.113.5")
+	if !strings.HasPrefix(got[1], "550 5.7.0") {
+		t.Errorf("a stranger: %q", got)
+	}
+	f.o.Extend.XClientFrom = nets("192.0.2.7/32")
+	got = f.say(t, "EHLO c", "XCLIENT ADDR=203.0.113.5", "XCLIENT ADDR=203.0.113.6")
+	if !strings.HasPrefix(got[1], "220") || !strings.HasPrefix(got[2], "220") {
+		t.Errorf("a proxy, twice: %q", got)
+	}
+}
+
 // TestRequestsAreLogged: the line of an accepted message names what was asked for.
 func TestRequestsAreLogged(t *testing.T) {
 	f := newFixture(Local)

@@ -16,6 +16,7 @@ import (
 	"pennypost/internal/accounts"
 	"pennypost/internal/envelope"
 	"pennypost/internal/policy"
+	"pennypost/internal/sasl"
 	"pennypost/internal/smtp"
 	"pennypost/internal/submit"
 )
@@ -151,15 +152,18 @@ func (s *session) Mail(ctx context.Context, from envelope.Address, o *smtp.MailO
 }
 
 // submitterMay checks the sender of an authenticated user, RFC 6409 §6.1: the user's own
-// addresses, in any spelling that reaches the user's own mailbox.
+// addresses, in any spelling that reaches the user's own mailbox. Where a proxy vouches for the
+// user, TLS is the proxy's business too: it ends there.
 func (s *session) submitterMay(ctx context.Context, from envelope.Address) error {
-	if s.st.TLS == nil {
+	if s.st.TLS == nil && !s.st.Vouched {
 		return &smtp.Answer{Code: 530, Enhanced: "5.7.0", Text: "say STARTTLS first"} // RFC 3207 §4
 	}
 	if s.st.User == "" {
 		return &smtp.Answer{Code: 530, Enhanced: "5.7.0", Text: "authentication required"} // RFC 4954 §6
 	}
-	s.user = s.st.User
+	if err := s.loggedIn(ctx); err != nil {
+		return err
+	}
 	// Reports about a message that was read are sent with the null reverse-path (RFC 8098 §3).
 	if from.IsNull() {
 		return nil
@@ -174,6 +178,25 @@ func (s *session) submitterMay(ctx context.Context, from envelope.Address) error
 	if !own {
 		return &smtp.Answer{Code: 550, Enhanced: "5.7.1", Text: s.user + " may not send as " + from.String()}
 	}
+	return nil
+}
+
+// loggedIn names the user as accounts are named here. AUTH has done so; a proxy passes on what its
+// client typed.
+func (s *session) loggedIn(ctx context.Context) error {
+	if !s.st.Vouched {
+		s.user = s.st.User
+		return nil
+	}
+	user, err := s.account(ctx, s.st.User)
+	switch {
+	case errors.Is(err, sasl.ErrRefused):
+		return &smtp.Answer{Code: 550, Enhanced: "5.7.1", Text: "the user whom the proxy names has no mailbox here"}
+	case err != nil:
+		return s.lookupFailed(envelope.Address{Local: s.st.User}, err)
+	}
+	s.explain("auth", "a proxy in smtpd.xclient_from says that the client has logged in as %s", user)
+	s.user = user
 	return nil
 }
 
