@@ -187,7 +187,10 @@ func (s *Service) Login(ctx context.Context, a Attempt) (Identity, error) {
 		return s.identity(sec, a.Ticket)
 	}
 	if s.limits.repeated(g, print) {
-		return Identity{}, sasl.ErrRefused
+		if !s.asksProgram(&sec, known) {
+			return Identity{}, sasl.ErrRefused
+		}
+		g.free = true // wrong before, and right by now if it was set meanwhile: only the program knows
 	}
 	if err := s.slow(ctx, &g); err != nil {
 		return Identity{}, err
@@ -198,7 +201,9 @@ func (s *Service) Login(ctx context.Context, a Attempt) (Identity, error) {
 		s.limits.undo(g)
 		return Identity{}, temporary(err)
 	case !ok:
-		s.limits.failed(g, print)
+		if !g.free {
+			s.limits.failed(g, print)
+		}
 		return Identity{}, sasl.ErrRefused
 	}
 	s.limits.succeeded(g)
@@ -210,6 +215,9 @@ func (s *Service) Login(ctx context.Context, a Attempt) (Identity, error) {
 
 // slow counts the guess and waits as long as the limits ask for.
 func (s *Service) slow(ctx context.Context, g *guess) error {
+	if g.free {
+		return nil
+	}
 	wait, err := s.limits.begin(g)
 	if err != nil {
 		return fmt.Errorf("%w: %w", sasl.ErrTemporary, err)

@@ -26,6 +26,8 @@ type guess struct {
 	// program with an old one must not slow a whole network, so the network counts such guesses
 	// once for each account.
 	hidden bool
+	// free: a password that was wrong before, and is asked about once more without being counted.
+	free bool
 	// spared is set by begin when the network has not counted the guess.
 	spared bool
 }
@@ -141,6 +143,9 @@ func (l *limits) undo(g guess) {
 }
 
 func (g guess) back(now time.Time, pair, account, network *slot) {
+	if g.free {
+		return
+	}
 	if pair.known(now) {
 		pair.less()
 		return

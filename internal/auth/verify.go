@@ -9,15 +9,21 @@ import (
 	"os"
 	"os/exec"
 	"strconv"
+	"syscall"
 	"time"
 
 	"pennypost/internal/accounts"
 	"pennypost/internal/password"
 )
 
+// asksProgram tells whether the password of a login is the program's business.
+func (s *Service) asksProgram(sec *accounts.Secret, known bool) bool {
+	return !known && len(s.o.Program) > 0 && sec.Address != ""
+}
+
 // verify does the work of checking one password, when it is its turn.
 func (s *Service) verify(ctx context.Context, sec *accounts.Secret, known bool, plain string, from netip.Addr) (ok bool, err error) {
-	if !known && len(s.o.Program) > 0 && sec.Address != "" {
+	if s.asksProgram(sec, known) {
 		err = s.gate.do(ctx, func() (err error) {
 			ok, err = ask(ctx, s.o.Program, sec.Address, plain, from)
 			return err
@@ -83,6 +89,9 @@ func ask(ctx context.Context, program []string, login, plain string, from netip.
 	if from.IsValid() {
 		cmd.Env = append(cmd.Env, "TCPREMOTEIP="+from.String())
 	}
+	// A group of its own, so that the time-out ends what a script has started as well.
+	cmd.SysProcAttr = &syscall.SysProcAttr{Setpgid: true}
+	cmd.Cancel = func() error { return syscall.Kill(-cmd.Process.Pid, syscall.SIGKILL) }
 	cmd.WaitDelay = time.Second
 	err = cmd.Run()
 	var exit *exec.ExitError
