@@ -125,18 +125,15 @@ func (s *Store) VerifyClient(cs *tls.ConnectionState) error {
 	if cs == nil || len(cs.PeerCertificates) == 0 {
 		return errors.New("no client certificate")
 	}
-	s.mu.Lock()
-	s.refresh()
-	ca, now := s.ca, s.now()
-	s.mu.Unlock()
-	if ca == nil {
+	roots, now := s.authorities()
+	if s.ca == nil {
 		return errors.New("no authority for clients is configured")
 	}
-	if ca.val == nil {
+	if roots == nil {
 		return errors.New("the authorities for clients were never read")
 	}
 	o := x509.VerifyOptions{
-		Roots: ca.val, Intermediates: x509.NewCertPool(), CurrentTime: now,
+		Roots: roots, Intermediates: x509.NewCertPool(), CurrentTime: now,
 		KeyUsages: []x509.ExtKeyUsage{x509.ExtKeyUsageClientAuth},
 	}
 	for _, c := range cs.PeerCertificates[1:] {
@@ -144,6 +141,17 @@ func (s *Store) VerifyClient(cs *tls.ConnectionState) error {
 	}
 	_, err := cs.PeerCertificates[0].Verify(o)
 	return err
+}
+
+// authorities are those of now; nil where there are none, or none was ever read.
+func (s *Store) authorities() (*x509.CertPool, time.Time) {
+	s.mu.Lock()
+	defer s.mu.Unlock()
+	s.refresh()
+	if s.ca == nil {
+		return nil, s.now()
+	}
+	return s.ca.val, s.now()
 }
 
 // choose is the certificate for one handshake, RFC 6066 §3. A name that none is for gets the

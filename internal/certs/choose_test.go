@@ -14,6 +14,8 @@ import (
 	"math/big"
 	"net"
 	"path/filepath"
+	"sync"
+	"sync/atomic"
 	"testing"
 	"time"
 )
@@ -214,6 +216,42 @@ func TestClientCertificates(t *testing.T) {
 	if err := s.VerifyClient(&cs); err != nil {
 		t.Errorf("after a broken file: %v", err)
 	}
+}
+
+// TestVerifyWhileReloading is for the race detector: logins and handshakes share what is read again.
+func TestVerifyWhileReloading(t *testing.T) {
+	dir := t.TempDir()
+	p, _ := issue(t, dir, "mx", &x509.Certificate{DNSNames: []string{"mx.a.test"}}, ecKey(t), nil)
+	_, ca := issue(t, dir, "ca", &x509.Certificate{IsCA: true, BasicConstraintsValid: true, KeyUsage: x509.KeyUsageCertSign}, ecKey(t), nil)
+	_, client := issue(t, dir, "client", &x509.Certificate{ExtKeyUsage: []x509.ExtKeyUsage{x509.ExtKeyUsageClientAuth}}, ecKey(t), ca)
+	leaf, err := x509.ParseCertificate(client.Certificate[0])
+	if err != nil {
+		t.Fatal(err)
+	}
+	pool := pem.EncodeToMemory(&pem.Block{Type: "CERTIFICATE", Bytes: ca.Certificate[0]})
+	put(t, dir, "pool.pem", pool)
+	s, err := Open(Options{Pairs: []Pair{p}, ClientCA: filepath.Join(dir, "pool.pem")})
+	if err != nil {
+		t.Fatal(err)
+	}
+	var tick atomic.Int64
+	s.now = func() time.Time { return time.Now().Add(time.Duration(tick.Add(1)) * lookEvery) }
+	var all sync.WaitGroup
+	for range 4 {
+		all.Go(func() {
+			for range 50 {
+				if err := s.VerifyClient(&tls.ConnectionState{PeerCertificates: []*x509.Certificate{leaf}}); err != nil {
+					t.Errorf("a good certificate: %v", err)
+					return
+				}
+			}
+		})
+	}
+	for range 20 {
+		pool = append(pool, '\n')
+		put(t, dir, "pool.pem", pool)
+	}
+	all.Wait()
 }
 
 // TestReloadDropsNobody: a connection made before a change goes on after it.
