@@ -3,6 +3,7 @@ package main
 
 import (
 	"context"
+	"errors"
 	"net"
 	"os"
 
@@ -65,7 +66,7 @@ func run(c *urfave.Context) error {
 			return
 		}
 		peer := toPeer(p, role)
-		if err := s.ServeConn(ctx, conn, peer); err != nil {
+		if err := s.ServeConn(ctx, conn, peer); err != nil && !errors.Is(err, smtp.ErrRefused) {
 			d.Log.Info("session ended early", "peer", peer.String(), "role", role, "err", err)
 		}
 	})

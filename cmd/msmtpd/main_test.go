@@ -9,6 +9,7 @@ import (
 	"os"
 	"os/exec"
 	"path/filepath"
+	"regexp"
 	"strconv"
 	"strings"
 	"syscall"
@@ -357,5 +358,50 @@ func TestReplyNamesTheQueueID(t *testing.T) {
 	id, _, _ := strings.Cut(rest, "\r")
 	if _, err := os.Stat(filepath.Join(s.spool, "incoming", id)); err != nil || !spool.ValidID(id) {
 		t.Errorf("id %q: %v", id, err)
+	}
+}
+
+// TestOneLineAClient: whatever ends a session, its log has one line for it.
+func TestOneLineAClient(t *testing.T) {
+	s := newSite(t)
+	log := filepath.Join(s.dir, "log")
+	s.configure(t, "[smtpd]\ntimeout = \"1s\"\n")
+	at := s.serve(t)
+	for _, c := range []struct{ name, role, say, want string }{
+		{"silent", "mx", "", `msg=refused.* verb="" .*code=421 dsn=4.4.2`},
+		{"silent after a command", "mx", "EHLO c.test\r\n", `msg=refused.* code=421 dsn=4.4.2`},
+		{"no TLS", "submissions", "EHLO c.test\r\n", `msg="session ended early".* err="TLS handshake`},
+		{"HTTP", "mx", "GET / HTTP/1.1\r\n\r\n", `msg=refused.* code=554`},
+	} {
+		conn, err := net.Dial("tcp", at[c.role])
+		if err != nil {
+			t.Fatal(err)
+		}
+		if _, err = io.WriteString(conn, c.say); err == nil {
+			_, err = io.Copy(io.Discard, conn)
+		}
+		if err != nil {
+			t.Errorf("%s: %v", c.name, err)
+		}
+		peer := "peer=" + conn.LocalAddr().String()
+		conn.Close()
+		lines := func() (of []string) {
+			b, err := os.ReadFile(log)
+			if err != nil {
+				t.Fatal(err)
+			}
+			for l := range strings.Lines(string(b)) {
+				if strings.Contains(l, peer) {
+					of = append(of, l)
+				}
+			}
+			return of
+		}
+		if !mailtest.Wait(5*time.Second, func() bool { return len(lines()) > 0 }) {
+			t.Fatalf("%s: no line", c.name)
+		}
+		if got := lines(); len(got) != 1 || !regexp.MustCompile(c.want).MatchString(got[0]) {
+			t.Errorf("%s: %q, want one that matches %s", c.name, got, c.want)
+		}
 	}
 }

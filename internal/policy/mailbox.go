@@ -241,9 +241,8 @@ func (p *Policy) RelayRecipient(to envelope.Address) Verdict {
 	known, err := p.relay.has(to)
 	switch {
 	case err != nil:
-		p.o.Log.Error("list of relay recipients cannot be read", "err", err)
 		return Verdict{
-			Check: name, Action: Defer, Why: err.Error(),
+			Check: name, Action: Defer, Why: "the list of recipients cannot be read", Err: err,
 			Code: 451, DSN: "4.3.0", Reply: "cannot look up the address right now, try again later",
 		}
 	case !known:

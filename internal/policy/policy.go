@@ -36,6 +36,7 @@ type Verdict struct {
 	Check  string // its name in mpolicy(5)
 	Action Action
 	Why    string // one sentence, for the log: it may name what strangers need not know
+	Err    error  // a fault on our side, where that is the cause
 
 	// The answer to the client, with Defer and Reject.
 	Code  int

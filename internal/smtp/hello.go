@@ -154,6 +154,11 @@ func (c *session) auth(arg string) error {
 		case err != nil:
 			return err
 		case string(line) == "*":
+			if q, ok := ex.(sasl.Quitter); ok {
+				if err := q.Quit(c.ctx); err != nil {
+					return c.authFailed(err)
+				}
+			}
 			return c.fault(501, "5.7.0", "authentication cancelled")
 		}
 		if response, err = base64.StdEncoding.Strict().DecodeString(string(line)); err != nil {

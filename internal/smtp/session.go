@@ -111,7 +111,8 @@ func commandFor(verb string) (command, bool) {
 }
 
 // ServeConn speaks SMTP on conn until the client quits or goes, a limit is reached, or ctx ends.
-// It closes conn. The error is nil when the client ended the session in good order.
+// It closes conn. The error is nil when the client ended the session in good order; it wraps
+// ErrRefused where a refusal said so already.
 func (s *Server) ServeConn(ctx context.Context, conn net.Conn, peer Peer) error {
 	c := &session{srv: s, ctx: ctx, conn: conn, started: s.now()}
 	c.st.Peer, c.st.User = peer, peer.User
@@ -125,7 +126,8 @@ func (s *Server) ServeConn(ctx context.Context, conn net.Conn, peer Peer) error 
 		c.dropMessage()
 		c.be.Close()
 	}
-	return errors.Join(err, c.hangUp())
+	c.hangUp()
+	return err
 }
 
 func (s *Server) now() time.Time {
@@ -151,7 +153,8 @@ func (c *session) run() error {
 		}
 	}
 	if !c.begin() {
-		return c.flush()
+		_ = c.flush() // the refusal has its line
+		return nil
 	}
 	c.xclient = c.extensions().XClient
 	for !c.closing {
@@ -159,7 +162,9 @@ func (c *session) run() error {
 			return c.lost(err)
 		}
 	}
-	return c.flush()
+	// A client that said QUIT need not wait for the answer, and one that was refused has its line.
+	_ = c.flush()
+	return nil
 }
 
 // begin makes the session and greets the client.
@@ -348,12 +353,26 @@ func (c *session) lost(err error) error {
 		return c.flush()
 	case errors.Is(err, os.ErrDeadlineExceeded):
 		c.bye("4.4.2", "no input for too long")
-		return errors.Join(errTimeout, c.flush())
+		return c.refusedFor(errTimeout)
 	case errors.Is(err, errFlood):
 		c.bye("4.7.0", "too much input")
-		return errors.Join(err, c.flush())
+		return c.refusedFor(err)
 	}
 	return fmt.Errorf("connection lost: %w", err)
+}
+
+// ErrRefused is wrapped by an error of ServeConn where the session ended by an answer of which the
+// Observer was told.
+var ErrRefused = errors.New("session ended by a refusal")
+
+// refusedFor sends the answer that ends the session because of err. Whether it arrives is the
+// client's affair: its end of the connection is where the fault lies.
+func (c *session) refusedFor(err error) error {
+	_ = c.flush()
+	if _, ok := c.be.(Observer); ok {
+		err = fmt.Errorf("%w: %w", ErrRefused, err)
+	}
+	return err
 }
 
 var (
@@ -369,7 +388,7 @@ const (
 
 // hangUp closes the connection. Closing with unread input would make the kernel send a reset,
 // which takes our last reply from the client's hands; so what comes is read for a moment.
-func (c *session) hangUp() error {
+func (c *session) hangUp() {
 	c.in.release()
 	if t, ok := c.conn.(interface{ CloseWrite() error }); ok && c.linger && t.CloseWrite() == nil {
 		if c.conn.SetReadDeadline(time.Now().Add(lingerTime)) == nil {
@@ -384,7 +403,7 @@ func (c *session) hangUp() error {
 			c.srv.pools.put(b)
 		}
 	}
-	return c.conn.Close()
+	_ = c.conn.Close() // our replies are out; TLS reports here that the client did not wait for its goodbye
 }
 
 // handshake makes the connection a TLS one. What the client sent before is thrown away by the

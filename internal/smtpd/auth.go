@@ -169,6 +169,23 @@ func (a *attempt) Next(ctx context.Context, response []byte) ([]byte, bool, erro
 	return challenge, done, err
 }
 
+// Quit implements sasl.Quitter.
+func (a *attempt) Quit(ctx context.Context) error {
+	q, ok := a.Server.(sasl.Quitter)
+	if !ok {
+		return nil
+	}
+	err := q.Quit(ctx)
+	if err == nil {
+		return nil
+	}
+	claimed := ""
+	if c, ok := a.Server.(sasl.Claimer); ok {
+		claimed = c.Claimed()
+	}
+	return a.s.notProved(ctx, a.mechanism, claimed, err)
+}
+
 // notProved logs why an exchange failed. The line "login refused" names the client's true
 // address; it is what a fail2ban filter reads, so its words and their order stay.
 func (s *session) notProved(ctx context.Context, mechanism, claimed string, err error) error {

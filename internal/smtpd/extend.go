@@ -75,7 +75,7 @@ func (s *session) Start(_ context.Context, domain string, below bool) error {
 		return &smtp.Answer{Code: 459, Enhanced: "4.7.1", Text: "node " + domain + " not allowed: no mail is held for it here"}
 	}
 	if err := s.o.Extend.Flush(domain, below); err != nil {
-		s.o.Log.Error("queue not started", "peer", s.peer(), "domain", domain, "err", err)
+		s.fault = err
 		return &smtp.Answer{Code: 458, Enhanced: "4.3.0", Text: "unable to queue messages for node " + domain}
 	}
 	s.o.Log.Info("queue started", "peer", s.peer(), "domain", domain, "below", below)

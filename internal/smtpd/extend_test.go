@@ -170,7 +170,7 @@ func TestETRN(t *testing.T) {
 	if strings.Join(asked, " ") != "held.test @a.many.test" {
 		t.Errorf("asked for %q", asked)
 	}
-	for _, line := range []string{"queue started", "queue not started"} {
+	for _, line := range []string{"queue started", "level=ERROR msg=refused peer=192.0.2.7:4711 role=mx helo=c.test verb=ETRN arg=broken.many.test code=458"} {
 		if !strings.Contains(f.log.String(), line) {
 			t.Errorf("no line %q in the log", line)
 		}

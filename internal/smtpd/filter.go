@@ -120,13 +120,13 @@ func (s *session) ask(ctx context.Context, stage string, put func(asker) (ruling
 
 // unanswered applies a filter's default where it gave no answer.
 func (s *session) unanswered(f *filtered, stage string, err error) *smtp.Answer {
-	s.o.Log.Error("filter gave no answer", "filter", f.Name, "stage", stage, "peer", s.peer(), "accept", f.Accept, "err", err)
 	s.explain("filter", "%s gave no answer at %s: %v", f.Name, stage, err)
 	if f.Accept {
+		s.o.Log.Error("filter gave no answer", "filter", f.Name, "stage", stage, "peer", s.peer(), "err", err)
 		f.pass = true
 		return nil
 	}
-	s.blame = &policy.Verdict{Check: "filter " + f.Name, Why: "no answer"}
+	s.blame, s.fault = &policy.Verdict{Check: "filter " + f.Name, Why: "no answer at " + stage}, err
 	return &smtp.Answer{Code: 451, Enhanced: "4.7.1", Text: "service unavailable, try again later"}
 }
 

@@ -74,16 +74,16 @@ func (m *message) Abort() {
 	}
 }
 
-// refusal turns an error of submit into an answer. Its cause is logged here: the client sees
+// refusal turns an error of submit into an answer. Its cause is for the log: the client sees
 // only what concerns it.
 func (s *session) refusal(err error) error {
 	var e *submit.Error
 	if !errors.As(err, &e) {
-		s.o.Log.Error("message not stored", "peer", s.peer(), "from", s.from.String(), "err", err)
+		s.fault = err
 		return err
 	}
 	if e.Status.Verdict != envelope.Failed {
-		s.o.Log.Error("message not stored", "peer", s.peer(), "from", s.from.String(), "err", e.Err)
+		s.fault = e.Err
 	}
 	return smtp.Refuse(replyCode(e.Status.Code), e.Status)
 }
@@ -150,7 +150,8 @@ func (s *session) trace(proto string) *submit.Trace {
 	return t
 }
 
-// Refused implements smtp.Observer: one line a refusal. A password that was checked has had its own.
+// Refused implements smtp.Observer: one line a refusal, with the cause where that is a fault on
+// our side. A password that was checked has had its own.
 func (s *session) Refused(verb, arg string, a *smtp.Answer) {
 	if verb == "AUTH" && (a.Code == 535 || a.Code == 454) {
 		return
@@ -170,7 +171,12 @@ func (s *session) Refused(verb, arg string, a *smtp.Answer) {
 		attrs = append(attrs, slog.String("check", s.blame.Check), slog.String("why", s.blame.Why))
 		s.blame = nil
 	}
-	s.o.Log.LogAttrs(context.Background(), slog.LevelInfo, "refused", attrs...)
+	level := slog.LevelInfo
+	if s.fault != nil {
+		level, attrs = slog.LevelError, append(attrs, slog.Any("err", s.fault))
+		s.fault = nil
+	}
+	s.o.Log.LogAttrs(context.Background(), level, "refused", attrs...)
 }
 
 func shorten(s string) string {

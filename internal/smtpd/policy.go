@@ -46,7 +46,7 @@ func (s *session) answer(v policy.Verdict) *smtp.Answer {
 	if !v.Refuses() {
 		return nil
 	}
-	s.blame = &v
+	s.blame, s.fault = &v, v.Err
 	return &smtp.Answer{Code: v.Code, Enhanced: v.DSN, Text: v.Reply, Close: v.Close}
 }
 

@@ -123,6 +123,8 @@ type session struct {
 	from envelope.Address
 	mail smtp.MailOptions
 	to   []envelope.Recipient
+	// fault is what went wrong on our side, until the refusal that comes of it is logged.
+	fault error
 	filters
 	judge
 	proof
@@ -206,7 +208,7 @@ func (s *session) localMay(ctx context.Context, from envelope.Address) error {
 	if s.user == "" {
 		name, err := s.login(ctx, uid)
 		if err != nil {
-			s.o.Log.Error("login of a local user not found", "uid", uid, "err", err)
+			s.fault = fmt.Errorf("login of uid %d: %w", uid, err)
 			return &smtp.Answer{Code: 451, Enhanced: "4.3.0", Text: "cannot look up who you are, try again later"}
 		}
 		s.user = name
@@ -344,7 +346,7 @@ func (s *session) localRcpt(ctx context.Context, to envelope.Address) error {
 
 // lookupFailed defers: a failed look-up is never "no such user".
 func (s *session) lookupFailed(addr envelope.Address, err error) error {
-	s.o.Log.Error("account look-up failed", "to", addr.String(), "err", err)
+	s.fault = fmt.Errorf("look-up of %s: %w", addr, err)
 	var e *accounts.Error
 	if errors.As(err, &e) {
 		return &smtp.Answer{Code: 451, Enhanced: e.Status.Code, Text: "cannot look up the address right now, try again later"}
@@ -385,6 +387,9 @@ func (s *session) Reset() {
 
 // Close implements smtp.Session.
 func (s *session) Close() {
+	if s.fault != nil { // the client did not wait for its answer
+		s.o.Log.Error("message not stored", "peer", s.peer(), "from", s.from.String(), "err", s.fault)
+	}
 	s.filterClose()
 	s.policyClose()
 	s.closeExchange()

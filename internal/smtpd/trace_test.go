@@ -125,10 +125,10 @@ func TestOneLineEach(t *testing.T) {
 		{"unknown recipient", append(start[:2:2], "RCPT TO:<nobody@home.test>"), nil, []string{"refused 550 5.1.1"},
 			map[string]string{"peer": "^192.0.2.7:4711$", "role": "^mx$", "helo": "^c.test$", "verb": "^RCPT$", "arg": "^TO:<nobody@home.test>$", "from": "^x@far.test$", "reply": "no such user"}},
 		{"relaying", append(start[:2:2], "RCPT TO:<y@far.test>"), nil, []string{"refused 550 5.7.1"}, map[string]string{"reply": "relaying denied"}},
-		{"look-up fails", append(start[:2:2], "RCPT TO:<broken@home.test>"), nil, []string{"account look-up failed", "refused 451 4.3.5"}, nil},
+		{"look-up fails", append(start[:2:2], "RCPT TO:<broken@home.test>"), nil, []string{"refused 451 4.3.5"}, map[string]string{"level": "^ERROR$", "err": "bad line"}},
 		{"one of two", append(append(start[:2:2], "RCPT TO:<nobody@home.test>", "RCPT TO:<ann@home.test>"), body...), nil, []string{"refused 550 5.1.1", "accepted"}, nil},
 		{"too big", append(append(start[:2:2], "RCPT TO:<ann@home.test>"), "DATA", strings.Repeat("x", 9000), strings.Repeat("x", 9000), "."), nil, []string{"refused 552 5.3.4"}, map[string]string{"verb": "^DATA$"}},
-		{"no space", append(append(start[:2:2], "RCPT TO:<ann@home.test>"), body...), &submit.Error{Status: envelope.Defer("4.3.1", "insufficient system storage"), Err: io.ErrShortWrite}, []string{"message not stored", "refused 452 4.3.1"}, nil},
+		{"no space", append(append(start[:2:2], "RCPT TO:<ann@home.test>"), body...), &submit.Error{Status: envelope.Defer("4.3.1", "insufficient system storage"), Err: io.ErrShortWrite}, []string{"refused 452 4.3.1"}, map[string]string{"level": "^ERROR$", "err": "short write"}},
 		{"syntax", []string{"EHLO c.test", "MAIL FRM"}, nil, []string{"refused 501 5.5.4"}, map[string]string{"arg": "^FRM$"}},
 		{"8-bit octets and quotes", []string{"EHLO c.test", "X\xff\"=\u2028 msg=accepted level=ERROR"}, nil, []string{"refused 500 5.5.1"}, nil},
 	} {
