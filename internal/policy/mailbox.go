@@ -2,7 +2,6 @@ package policy
 
 import (
 	"bufio"
-	"bytes"
 	"context"
 	"errors"
 	"fmt"
@@ -17,6 +16,7 @@ import (
 	"time"
 
 	"pennypost/internal/envelope"
+	"pennypost/internal/maildir"
 	"pennypost/internal/resolve"
 )
 
@@ -30,24 +30,21 @@ func temporary(err error) bool {
 }
 
 // Limits are what a mailbox may hold; 0 is no limit.
-type Limits struct {
-	Octets   int64
-	Messages int64
-}
+type Limits = maildir.Quota
 
 // Quota judges whether a mailbox takes size octets more; size is 0 where the client does not say.
 // fields are the extra fields of the account. What the mailbox holds is read from its maildirsize
 // and not counted: where that file is missing, or not ours to read, nothing is said.
-func (p *Policy) Quota(maildir string, fields map[string]string, size int64) Verdict {
+func (p *Policy) Quota(box string, fields map[string]string, size int64) Verdict {
 	const name = "quota"
-	if !p.o.Quota || maildir == "" {
+	if !p.o.Quota || box == "" {
 		return pass(name, "quotas are not looked at")
 	}
 	limit, err := accountLimits(fields)
 	if err != nil {
-		p.o.Log.Error("quota of an account cannot be read", "mailbox", maildir, "err", err)
+		p.o.Log.Error("quota of an account cannot be read", "mailbox", box, "err", err)
 	}
-	f, err := os.Open(filepath.Join(maildir, "maildirsize"))
+	f, err := os.Open(filepath.Join(box, maildir.SizeName))
 	if errors.Is(err, fs.ErrNotExist) {
 		return pass(name, "the mailbox does not count what it holds")
 	}
@@ -55,13 +52,14 @@ func (p *Policy) Quota(maildir string, fields map[string]string, size int64) Ver
 		return pass(name, "what the mailbox holds cannot be read: %v", err)
 	}
 	defer f.Close()
-	own, used, err := ReadMaildirSize(f)
+	has, err := maildir.ReadMaildirSize(f)
 	if err != nil {
 		return pass(name, "what the mailbox holds cannot be read: %v", err)
 	}
 	if limit == (Limits{}) {
-		limit = own
+		limit = has.Limit
 	}
+	used := has.Used
 	full := func(what string, used, limit int64) Verdict {
 		return Verdict{
 			Check: name, Action: Defer, Why: fmt.Sprintf("the mailbox holds %d of %d %s", used, limit, what),
@@ -77,75 +75,6 @@ func (p *Policy) Quota(maildir string, fields map[string]string, size int64) Ver
 		return pass(name, "the mailbox has no limit")
 	}
 	return pass(name, "the mailbox has room")
-}
-
-// maxMaildirSize bounds what is read; its keepers rewrite it at 5120 octets.
-const maxMaildirSize = 1 << 20
-
-// ReadMaildirSize adds up a maildirsize file of Maildir++: its limits in the first line, such as
-// "1000000S,1000C", then one change a line, octets and messages. The last line may be torn.
-func ReadMaildirSize(r io.Reader) (limit, used Limits, err error) {
-	bad := errors.New("maildirsize is broken")
-	b, err := io.ReadAll(io.LimitReader(r, maxMaildirSize+1))
-	if err != nil {
-		return limit, used, err
-	}
-	if len(b) > maxMaildirSize {
-		return limit, used, errors.New("maildirsize is too long")
-	}
-	first, rest, whole := bytes.Cut(b, []byte("\n"))
-	if !whole {
-		return limit, used, bad
-	}
-	for part := range strings.SplitSeq(string(bytes.TrimSpace(first)), ",") {
-		if part == "" {
-			continue
-		}
-		n, err := strconv.ParseInt(part[:len(part)-1], 10, 64)
-		if err != nil || n < 0 {
-			return limit, used, bad
-		}
-		switch part[len(part)-1] {
-		case 'S':
-			limit.Octets = n
-		case 'C':
-			limit.Messages = n
-		default:
-			return limit, used, bad
-		}
-	}
-	for len(rest) > 0 {
-		var line []byte
-		if line, rest, whole = bytes.Cut(rest, []byte("\n")); !whole {
-			break
-		}
-		f := strings.Fields(string(line))
-		if len(f) == 0 {
-			continue // padding, as some writers leave
-		}
-		if len(f) != 2 {
-			return limit, used, bad
-		}
-		octets, err1 := strconv.ParseInt(f[0], 10, 64)
-		messages, err2 := strconv.ParseInt(f[1], 10, 64)
-		if err1 != nil || err2 != nil {
-			return limit, used, bad
-		}
-		used.Octets, used.Messages = add(used.Octets, octets), add(used.Messages, messages)
-	}
-	return limit, used, nil
-}
-
-// add does not wrap.
-func add(a, b int64) int64 {
-	s := a + b
-	switch {
-	case a > 0 && b > 0 && s < 0:
-		return math.MaxInt64
-	case a < 0 && b < 0 && s >= 0:
-		return math.MinInt64
-	}
-	return s
 }
 
 // accountLimits reads Dovecot's quota_rule ("*:storage=1G:messages=1000") and, since its version

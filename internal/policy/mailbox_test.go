@@ -8,44 +8,6 @@ import (
 	"time"
 )
 
-func TestReadMaildirSize(t *testing.T) {
-	for _, c := range []struct {
-		name, text  string
-		limit, used Limits
-		bad         bool
-	}{
-		{"both limits", "1000S,10C\n100 1\n200 2\n-50 -1\n", Limits{1000, 10}, Limits{250, 2}, false},
-		{"size only", "1000S\n", Limits{1000, 0}, Limits{}, false},
-		{"no limit", "\n5 1\n", Limits{}, Limits{5, 1}, false},
-		{"padded, as Courier writes", "1000S\n          5           1\n   \n", Limits{1000, 0}, Limits{5, 1}, false},
-		{"a torn end", "1000S\n5 1\n10", Limits{1000, 0}, Limits{5, 1}, false},
-		{"a huge sum", "1S\n9223372036854775807 1\n9223372036854775807 1\n", Limits{1, 0}, Limits{1<<63 - 1, 2}, false},
-		{"empty", "", Limits{}, Limits{}, true},
-		{"no line end", "1000S", Limits{}, Limits{}, true},
-		{"an unknown limit", "1000X\n", Limits{}, Limits{}, true},
-		{"a negative limit", "-1S\n", Limits{}, Limits{}, true},
-		{"text", "hello\n", Limits{}, Limits{}, true},
-		{"one number", "1000S\n5\n", Limits{}, Limits{}, true},
-		{"too long", strings.Repeat("1 1\n", maxMaildirSize/4+1), Limits{}, Limits{}, true},
-	} {
-		limit, used, err := ReadMaildirSize(strings.NewReader(c.text))
-		if (err != nil) != c.bad || !c.bad && (limit != c.limit || used != c.used) {
-			t.Errorf("%s: %+v %+v %v", c.name, limit, used, err)
-		}
-	}
-}
-
-func FuzzMaildirSize(f *testing.F) {
-	f.Add("1000S,10C\n100 1\n-50 -1\n")
-	f.Add("\n  5  1\n10")
-	f.Fuzz(func(t *testing.T, text string) {
-		limit, _, err := ReadMaildirSize(strings.NewReader(text))
-		if err == nil && (limit.Octets < 0 || limit.Messages < 0) {
-			t.Errorf("%q: %+v", text, limit)
-		}
-	})
-}
-
 func TestAccountLimits(t *testing.T) {
 	for _, c := range []struct {
 		key, value string

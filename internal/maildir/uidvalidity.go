@@ -1,0 +1,116 @@
+package maildir
+
+import (
+	"errors"
+	"fmt"
+	"io"
+	"io/fs"
+	"math"
+	"os"
+	"path/filepath"
+	"strconv"
+	"strings"
+	"time"
+
+	"pennypost/internal/durable"
+)
+
+// UIDValidityName is the file with the last UIDVALIDITY that a folder of the account got. Beside
+// it lies an empty file with the same value in its name, whose rename decides between two who
+// want the next one.
+const UIDValidityName = "dovecot-uidvalidity"
+
+// NextUIDValidity gives out a UIDVALIDITY that no folder of the account ever had. root is the
+// control root of the tree.
+func NextUIDValidity(fsys durable.FS, root string, now time.Time) (uint32, error) {
+	const tries = 100
+	for range tries {
+		last, marks, err := lastUIDValidity(fsys, root)
+		if err != nil {
+			return 0, fmt.Errorf("next UIDVALIDITY: %w", err)
+		}
+		next, err := after(last, now)
+		if err != nil {
+			return 0, err
+		}
+		if marks == 0 {
+			err = firstMark(fsys, root, next)
+		} else {
+			err = fsys.Rename(markName(root, last), markName(root, next))
+		}
+		if errors.Is(err, fs.ErrNotExist) || errors.Is(err, fs.ErrExist) {
+			continue // somebody was faster
+		}
+		if err == nil {
+			// Syncs the directory and with it the mark.
+			err = durable.WriteFileOn(fsys, filepath.Join(root, UIDValidityName), fmt.Appendf(nil, "%08x", next), 0o600)
+		}
+		if err != nil {
+			return 0, fmt.Errorf("next UIDVALIDITY: %w", err)
+		}
+		return next, nil
+	}
+	return 0, errors.New("next UIDVALIDITY: others take it all the time")
+}
+
+// after is the UIDVALIDITY after last. The clock starts the sequence, so that an account made
+// anew under an old name does not repeat it.
+func after(last uint32, now time.Time) (uint32, error) {
+	if last == 0 {
+		return uint32(min(max(now.Unix(), 1), math.MaxInt32)), nil
+	}
+	if last >= math.MaxUint32-1 {
+		return 0, errors.New("no UIDVALIDITY is left")
+	}
+	return last + 1, nil
+}
+
+func markName(root string, v uint32) string {
+	return filepath.Join(root, fmt.Sprintf("%s.%08x", UIDValidityName, v))
+}
+
+func firstMark(fsys durable.FS, root string, v uint32) error {
+	f, err := fsys.OpenFile(markName(root, v), os.O_WRONLY|os.O_CREATE|os.O_EXCL, 0o444)
+	if err != nil {
+		return err
+	}
+	return f.Close()
+}
+
+// lastUIDValidity is the highest value that the file and the marks tell, and how many marks
+// have it. Without a mark for the highest value one is made by whoever gives out the next.
+func lastUIDValidity(fsys durable.FS, root string) (last uint32, marks int, err error) {
+	names, err := readDir(fsys, root)
+	if err != nil {
+		return 0, 0, err
+	}
+	for _, n := range names {
+		digits, ok := strings.CutPrefix(n, UIDValidityName+".")
+		if !ok || !isHex(digits, 8) {
+			continue
+		}
+		v, err := strconv.ParseUint(digits, 16, 32)
+		if err != nil {
+			continue
+		}
+		if marks == 0 || uint32(v) > last {
+			last = uint32(v)
+		}
+		marks++
+	}
+	f, err := fsys.OpenFile(filepath.Join(root, UIDValidityName), os.O_RDONLY, 0)
+	if errors.Is(err, fs.ErrNotExist) {
+		return last, marks, nil
+	}
+	if err != nil {
+		return 0, 0, err
+	}
+	b, err := io.ReadAll(io.LimitReader(f, 64))
+	if err = errors.Join(err, f.Close()); err != nil {
+		return 0, 0, err
+	}
+	if v, err := strconv.ParseUint(strings.TrimSpace(string(b)), 16, 32); err == nil && uint32(v) > last {
+		last, marks = uint32(v), 0
+	}
+	return last, marks, nil
+}
