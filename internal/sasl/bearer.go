@@ -44,6 +44,9 @@ func (b *bearerServer) User() string { return b.user }
 // Claimed implements Claimer.
 func (b *bearerServer) Claimed() string { return b.claimed }
 
+// Quit implements Quitter.
+func (b *bearerServer) Quit(context.Context) error { return b.refused }
+
 func (b *bearerServer) Next(ctx context.Context, response []byte) ([]byte, bool, error) {
 	if b.refused != nil {
 		return nil, false, b.refused // RFC 7628 §3.2.3: whatever the client answered

@@ -26,8 +26,11 @@ func (l *loginServer) Next(ctx context.Context, response []byte) ([]byte, bool, 
 		l.step = 1
 		return []byte("Username:"), false, nil
 	}
-	text := string(response)
-	if text == "" || len(text) > maxField || !utf8.ValidString(text) || strings.Contains(text, "\x00") {
+	text, most := string(response), maxField
+	if l.login != "" {
+		most = maxPassword
+	}
+	if text == "" || len(text) > most || !utf8.ValidString(text) || strings.Contains(text, "\x00") {
 		return nil, false, ErrSyntax
 	}
 	if l.login == "" {

@@ -46,6 +46,46 @@ func TestLoginServer(t *testing.T) {
 	}
 }
 
+func TestLongPasswords(t *testing.T) {
+	long := strings.Repeat("p", maxPassword)
+	want := ""
+	check := func(_ context.Context, login, password string) (string, error) {
+		if login != "ann" || password != want {
+			return "", ErrRefused
+		}
+		return "ann@example.org", nil
+	}
+	for _, want = range []string{long, long[:maxField+1]} {
+		if _, done, err := exchange(NewPlainServer(check), []byte("\x00ann\x00"+want)); !done || err != nil {
+			t.Errorf("PLAIN, %d octets: %v", len(want), err)
+		}
+		if _, done, err := exchange(NewLoginServer(check), nil, []byte("ann"), []byte(want)); !done || err != nil {
+			t.Errorf("LOGIN, %d octets: %v", len(want), err)
+		}
+	}
+	if _, _, err := exchange(NewPlainServer(check), []byte("\x00ann\x00p"+long)); !errors.Is(err, ErrSyntax) {
+		t.Errorf("PLAIN, too long: %v", err)
+	}
+	if _, _, err := exchange(NewLoginServer(check), nil, []byte("ann"), []byte("p"+long)); !errors.Is(err, ErrSyntax) {
+		t.Errorf("LOGIN, too long: %v", err)
+	}
+}
+
+// A client that is told by a challenge that its token is refused cannot make that undone.
+func TestBearerQuit(t *testing.T) {
+	for token, want := range map[string]error{"wrong": ErrRefused, "": nil} {
+		s := NewOAuthBearerServer(checkToken)
+		if token != "" {
+			if _, _, err := s.Next(context.Background(), []byte("n,,\x01auth=Bearer "+token+"\x01\x01")); err != nil {
+				t.Fatal(err)
+			}
+		}
+		if err := s.(Quitter).Quit(context.Background()); !errors.Is(err, want) || (err == nil) != (want == nil) {
+			t.Errorf("token %q: %v", token, err)
+		}
+	}
+}
+
 func TestExternalServer(t *testing.T) {
 	act := func(_ context.Context, authz string) (string, error) {
 		switch authz {

@@ -40,6 +40,13 @@ type Server interface {
 // "" until it has said so.
 type Claimer interface{ Claimed() string }
 
+// Quitter is implemented by a Server whose refusal goes through a challenge: it has been decided
+// before the exchange is over. Quit is called when the client gives up instead of answering, and
+// returns the refusal that it would have got, nil where nothing was decided.
+type Quitter interface {
+	Quit(ctx context.Context) error
+}
+
 // Client is the client's side of one exchange; it is used once, by one goroutine.
 type Client interface {
 	// Mechanism is the name to say in AUTH.
@@ -54,8 +61,12 @@ type Client interface {
 // not) says no; every other error is temporary.
 type CheckFunc func(ctx context.Context, login, password string) (user string, err error)
 
-// maxField bounds each of PLAIN's three fields, RFC 4616 §2.
-const maxField = 255
+// maxField bounds a name and maxPassword a password. RFC 4616 §2 has servers take 255 octets of
+// each; accounts may have passwords of up to 1024.
+const (
+	maxField    = 255
+	maxPassword = 1024
+)
 
 type plainServer struct {
 	check       CheckFunc
@@ -102,10 +113,8 @@ func parsePlain(b []byte) (authz, login, password string, err error) {
 	if len(f[1]) == 0 || len(f[2]) == 0 {
 		return "", "", "", ErrSyntax
 	}
-	for _, v := range f {
-		if len(v) > maxField {
-			return "", "", "", ErrSyntax
-		}
+	if len(f[0]) > maxField || len(f[1]) > maxField || len(f[2]) > maxPassword {
+		return "", "", "", ErrSyntax
 	}
 	return string(f[0]), string(f[1]), string(f[2]), nil
 }

@@ -34,7 +34,7 @@ func TestPlainServer(t *testing.T) {
 		{"four fields", "\x00ann\x00secret\x00", "", ErrSyntax},
 		{"empty", "", "", ErrSyntax},
 		{"not UTF-8", "\x00ann\x00secr\xe9t", "", ErrSyntax},
-		{"too long", "\x00ann\x00" + long, "", ErrSyntax},
+		{"name too long", "\x00" + long + "\x00secret", "", ErrSyntax},
 	} {
 		t.Run(c.name, func(t *testing.T) {
 			s := NewPlainServer(check)

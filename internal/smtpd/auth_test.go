@@ -344,11 +344,13 @@ func TestTokenDialogues(t *testing.T) {
 		step{"AQ==", "535 5.7.8"},
 		step{"AUTH OAUTHBEARER " + b64("n,,\x01auth=Bearer team\x01\x01"), "334"}, // an alias is nobody
 		step{"AQ==", "535 5.7.8"},
+		step{"AUTH XOAUTH2 " + x("ann@home.test", "s3cret"), "334"},
+		step{"*", "535 5.7.8"}, // giving up hides no refusal
 		step{"AUTH OAUTHBEARER", "334"},
 		step{bearer("ann@home.test", "ann"), "235"},
 		step{"MAIL FROM:<ann@home.test>", "250"},
 	)
-	if log := f.log.String(); strings.Contains(log, "s3cret") || strings.Count(log, `msg="login refused"`) != 5 {
+	if log := f.log.String(); strings.Contains(log, "s3cret") || strings.Count(log, `msg="login refused"`) != 6 {
 		t.Errorf("log:\n%s", log)
 	}
 	// Tokens of large providers do not fit a command line of the usual length.
