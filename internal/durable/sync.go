@@ -27,3 +27,10 @@ func nlink(i fs.FileInfo) uint64 {
 }
 
 func sameFile(a, b fs.FileInfo) bool { return os.SameFile(a, b) }
+
+// SameFile is os.SameFile for any FS whose files have a Stat_t.
+func SameFile(a, b fs.FileInfo) bool {
+	x, ok1 := a.Sys().(*syscall.Stat_t)
+	y, ok2 := b.Sys().(*syscall.Stat_t)
+	return ok1 && ok2 && x.Ino == y.Ino && x.Dev == y.Dev
+}

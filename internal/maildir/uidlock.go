@@ -115,7 +115,7 @@ type lockSight struct {
 }
 
 func (s *lockSight) same(info fs.FileInfo) bool {
-	return s.info != nil && os.SameFile(s.info, info) && s.info.ModTime().Equal(info.ModTime())
+	return s.info != nil && durable.SameFile(s.info, info) && s.info.ModTime().Equal(info.ModTime())
 }
 
 // look tells whether the lock may be overridden.
@@ -182,7 +182,7 @@ func (l *UIDLock) override(dead lockSight) error {
 // rests on it.
 func (l *UIDLock) Held() error {
 	info, err := l.fsys.Lstat(l.path)
-	if errors.Is(err, fs.ErrNotExist) || err == nil && !os.SameFile(info, l.info) {
+	if errors.Is(err, fs.ErrNotExist) || err == nil && !durable.SameFile(info, l.info) {
 		return ErrLockLost
 	}
 	return err

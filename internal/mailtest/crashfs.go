@@ -32,7 +32,7 @@ type CrashFS struct {
 	// ext4, xfs, btrfs and f2fs do.
 	NamesWithFile bool
 	// Fault is asked before each operation; a non-nil error is its result. op is one of
-	// create open write sync close truncate chmod link rename remove mkdir readdir free.
+	// create open write sync close truncate chmod chtimes link rename remove mkdir readdir free.
 	Fault func(op, name string) error
 	// Space is what Free reports.
 	Space durable.Space
@@ -43,6 +43,8 @@ type CrashFS struct {
 	ops   int
 	stop  int // ops after which everything fails; -1: never
 	nodes int
+
+	latest time.Time // of the changes of names
 }
 
 type crashNode struct {
@@ -62,6 +64,7 @@ type crashOp struct {
 	node     *crashNode
 	from, to crashName // a zero name: none
 	stable   bool
+	time     time.Time
 }
 
 type crashName struct {
@@ -160,6 +163,13 @@ func (c *CrashFS) Reboot(cut *rand.Rand) *CrashFS {
 	for _, op := range n.log {
 		op.stable = true
 	}
+	n.latest = c.latest
+	if cut == nil { // nothing is lost, no time either
+		for o, m := range made {
+			m.mtime, m.num = o.mtime, o.num
+		}
+		n.nodes = c.nodes
+	}
 	return n
 }
 
@@ -207,14 +217,30 @@ func (c *CrashFS) set(n crashName, node *crashNode) {
 	}
 	n.dir.entries[n.name] = node
 	node.links++
-	c.log = append(c.log, &crashOp{node: node, to: n})
+	c.note(&crashOp{node: node, to: n})
+}
+
+// note writes a change of names down and gives its directories their new time. Two changes
+// never have the same, so that a time tells the content of a directory.
+func (c *CrashFS) note(op *crashOp) {
+	op.time = time.Now()
+	if !op.time.After(c.latest) {
+		op.time = c.latest.Add(1)
+	}
+	c.latest = op.time
+	for _, d := range []*crashNode{op.from.dir, op.to.dir} {
+		if d != nil {
+			d.mtime = op.time
+		}
+	}
+	c.log = append(c.log, op)
 }
 
 func (c *CrashFS) unset(n crashName) {
 	node := n.dir.entries[n.name]
 	delete(n.dir.entries, n.name)
 	node.links--
-	c.log = append(c.log, &crashOp{node: node, from: n})
+	c.note(&crashOp{node: node, from: n})
 }
 
 // find walks a path. The node is nil when only its last element is missing.
@@ -342,7 +368,7 @@ func (c *CrashFS) rename(oldname, newname string, replace bool) error {
 	}
 	delete(from.dir.entries, from.name)
 	to.dir.entries[to.name] = node
-	c.log = append(c.log, &crashOp{node: node, from: from, to: to})
+	c.note(&crashOp{node: node, from: from, to: to})
 	return nil
 }
 
@@ -384,6 +410,20 @@ func (c *CrashFS) Free(path string) (durable.Space, error) {
 	s := c.Space
 	s.NamesWithFile = c.NamesWithFile
 	return s, nil
+}
+
+// Chtimes sets the time of a file.
+func (c *CrashFS) Chtimes(path string, _, mtime time.Time) error {
+	c.mu.Lock()
+	defer c.mu.Unlock()
+	_, node, err := c.must("chtimes", path)
+	if err == nil {
+		err = c.begin("chtimes", path)
+	}
+	if err == nil {
+		node.mtime = mtime
+	}
+	return err
 }
 
 // Age makes a file look older by d.
@@ -577,7 +617,7 @@ type crashInfo struct {
 }
 
 func (n *crashNode) info(name string) fs.FileInfo {
-	st := &syscall.Stat_t{Uid: n.uid}
+	st := &syscall.Stat_t{Uid: n.uid, Ino: uint64(n.num)}
 	for range n.links { // the field's type differs between systems
 		st.Nlink++
 	}
