@@ -99,7 +99,7 @@ func (s *servers) role(role string) (*smtp.Server, error) {
 		}
 		o.Auth.Passwords = s.checker
 	}
-	if s.cert != nil {
+	if s.cert != nil || s.play.pretends(role) {
 		o.TLS = s.tls(role)
 	}
 	srv, err := smtpd.New(o)

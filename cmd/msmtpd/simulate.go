@@ -233,6 +233,15 @@ func (p *play) spool(cfg *config.Config) (*spool.Spool, error) {
 	return openSpool(cfg)
 }
 
+// pretends tells whether a role that cannot be without TLS is played without a certificate.
+func (p *play) pretends(role string) bool {
+	if p == nil || role != smtpd.Submission && role != smtpd.Submissions {
+		return false
+	}
+	p.explain("connect", "no certificate is configured: at work, the role %s would not be served", role)
+	return true
+}
+
 // stage replaces in o what a session would change; without a play it does nothing.
 func (p *play) stage(o *smtpd.Options, cfg *config.Config) {
 	if p == nil {

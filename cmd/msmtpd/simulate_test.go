@@ -4,6 +4,7 @@ import (
 	"encoding/json"
 	"io/fs"
 	"os"
+	"os/exec"
 	"path/filepath"
 	"strings"
 	"testing"
@@ -117,6 +118,38 @@ func TestSimulate(t *testing.T) {
 				t.Errorf("files changed, before\n%safter\n%s", before, after)
 			}
 		})
+	}
+}
+
+// TestSimulateWithoutCertificate: what a role may do can be asked before there is a certificate.
+func TestSimulateWithoutCertificate(t *testing.T) {
+	conf := filepath.Join(t.TempDir(), "pennypost.toml")
+	users := filepath.Join(filepath.Dir(conf), "users")
+	text := "hostname = \"mx.example.test\"\ndomains = [\"example.test\"]\nlog = \"stderr\"\n[accounts]\nusers = \"" + users + "\"\n"
+	if err := os.WriteFile(conf, []byte(text), 0o600); err != nil {
+		t.Fatal(err)
+	}
+	if err := os.WriteFile(users, []byte("alice@example.test:::::/home/alice::\n"), 0o600); err != nil {
+		t.Fatal(err)
+	}
+	s := simSite(t, "")
+	for role, want := range map[string][]string{
+		"submission":  {"# connect: no certificate is configured", "250-STARTTLS", "S: 530 5.7.0"},
+		"submissions": {"# connect: no certificate is configured", "# connect: TLS is on", "S: 530 5.7.0 authentication"},
+		"mx":          {"S: 250 2.1.0"},
+	} {
+		cmd := exec.Command(s.bin, "--config", conf, "--simulate", "--role", role)
+		cmd.Stdin = strings.NewReader("EHLO c\nMAIL FROM:<alice@example.test>\n")
+		out, err := cmd.CombinedOutput()
+		rest, ok := string(out), err == nil
+		for _, w := range want {
+			if ok {
+				_, rest, ok = strings.Cut(rest, w)
+			}
+		}
+		if !ok || strings.Contains(string(out), "STARTTLS") != (role == "submission") {
+			t.Errorf("%s: %v\n%s", role, err, out)
+		}
 	}
 }
 
