@@ -302,7 +302,7 @@ func (s *session) Rcpt(ctx context.Context, to envelope.Address, o *smtp.RcptOpt
 	}
 	r := envelope.Recipient{Addr: to.String(), Notify: o.Notify, ORcpt: o.ORcpt}
 	for _, have := range s.to {
-		if have.Addr == r.Addr {
+		if sameMailbox(have.Addr, r.Addr) {
 			return nil // said twice, delivered once
 		}
 	}
@@ -311,6 +311,12 @@ func (s *session) Rcpt(ctx context.Context, to envelope.Address, o *smtp.RcptOpt
 	}
 	s.to = append(s.to, r)
 	return nil
+}
+
+// sameMailbox compares two addresses as they are written: a domain has no case, a local-part may.
+func sameMailbox(a, b string) bool {
+	at := strings.LastIndexByte(a, '@')
+	return len(a) == len(b) && at >= 0 && a[:at] == b[:at] && strings.EqualFold(a[at:], b[at:])
 }
 
 // complete gives the two forms that need no domain name of ours one: <postmaster>

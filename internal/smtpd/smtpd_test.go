@@ -341,3 +341,23 @@ func TestLookupErrorShowsNoPath(t *testing.T) {
 		t.Errorf("reply %q, log %s", got[2], f.log.String())
 	}
 }
+
+// TestTrailingDot: the dot at the end of a domain is no part of RFC 5321 §4.1.2's grammar. It is
+// taken and dropped, so that nobody behind us sees it, and makes no other recipient.
+func TestTrailingDot(t *testing.T) {
+	f := newFixture(MX)
+	got := f.say(t, "EHLO c", "MAIL FROM:<x@far.test.>", "RCPT TO:<ann@home.test.>", "RCPT TO:<ann@HOME.test>", "RCPT TO:<ann@home.test..>",
+		"RCPT TO:<y@far.test.>", "DATA", "", ".")
+	for i, want := range map[int]string{1: "250", 2: "250", 3: "250", 4: "501", 5: "550 5.7.1 relaying denied: far.test is"} {
+		if !strings.HasPrefix(got[i], want) {
+			t.Errorf("%d: %q, want %s", i, got[i], want)
+		}
+	}
+	if len(f.mem.msgs) != 1 {
+		t.Fatalf("%d messages: %q", len(f.mem.msgs), got)
+	}
+	env := f.mem.msgs[0].env
+	if env.From != "x@far.test" || len(env.To) != 1 || env.To[0].Addr != "ann@home.test" {
+		t.Errorf("from %s to %+v", env.From, env.To)
+	}
+}
