@@ -71,10 +71,10 @@ func TestSimulate(t *testing.T) {
 			"# rcpt: look-up: bob@example.test is a mailbox", "S: 250 2.1.5", "C: ..dot",
 			"# store: nothing is written; it would be incoming/", `# store: envelope {"id":"`, `"peer":"192.0.2.7:4711"`,
 			"# store: header Received: from c.test ([192.0.2.7])", "# log: level=INFO msg=accepted", "S: 250 2.0.0 queued as", "S: 221 "}, ""},
-		{"relaying", "smtpd.relay_from = [\"10.0.0.0/8\"]\nsmtpd.relay_domains = [\"backup.test\"]\n",
-			"EHLO c\nMAIL FROM:<>\nRCPT TO:<y@far.test>\nRCPT TO:<y@backup.test>\n", []string{"--client", "192.0.2.7"}, []string{
+		{"relaying", "smtpd.relay_from = [\"10.0.0.0/8\"]\nsmtpd.relay_domains = [\"backup.test\", \".many.test\"]\n",
+			"EHLO c\nMAIL FROM:<>\nRCPT TO:<y@far.test>\nRCPT TO:<y@backup.test>\nRCPT TO:<y@a.many.test>\n", []string{"--client", "192.0.2.7"}, []string{
 				"# rcpt: far.test is not local, and neither", "# log: level=INFO msg=refused", "S: 550 5.7.1 relaying denied",
-				"smtpd.relay_domains", "S: 250 2.1.5"}, ""},
+				"smtpd.relay_domains", "S: 250 2.1.5", "a.many.test is not local, but matches .many.test of smtpd.relay_domains", "S: 250 2.1.5"}, ""},
 		{"a network that may relay", "smtpd.relay_from = [\"10.0.0.0/8\"]\n",
 			"EHLO c\nMAIL FROM:<>\nRCPT TO:<y@far.test>\n", []string{"--client", "10.9.8.7"}, []string{
 				"the client is in 10.0.0.0/8 of smtpd.relay_from", "S: 250 2.1.5"}, "550"},

@@ -253,7 +253,10 @@ func (c *Config) checkSMTPD(k *checker) {
 		k.bad("smtpd.deliver_by", 0, "at most 30d, or 0 not to offer it")
 	}
 	for _, d := range c.SMTPD.RelayDomains {
-		k.domain("smtpd.relay_domains", 0, d)
+		// ".x.test" is what is below x.test.
+		if envelope.CheckDomain(envelope.FoldDomain(strings.TrimPrefix(d, "."))) != nil {
+			k.bad("smtpd.relay_domains", 0, "%q is no domain name", d)
+		}
 	}
 	for i, l := range c.SMTPD.Listen {
 		k.oneOf("smtpd.listen.role", i, l.Role, "mx", "submission", "submissions", "local")

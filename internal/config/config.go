@@ -132,7 +132,7 @@ type Deliver struct {
 // SMTPD is msmtpd's.
 type SMTPD struct {
 	RelayFrom    []string   `toml:"relay_from"`    // networks that may relay without AUTH; default none, loopback included
-	RelayDomains []string   `toml:"relay_domains"` // domains we are backup MX for
+	RelayDomains []string   `toml:"relay_domains"` // domains we are backup MX for; ".x.test" is all below x.test
 	AuthFree     bool       `toml:"-"`
 	MaxSessions  int        `toml:"max_sessions"` // in one process; default 10000
 	Idle         Duration   `toml:"idle"`         // a socket-activated process ends after this without a client; default 30s

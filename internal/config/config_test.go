@@ -49,6 +49,8 @@ func TestLoadFaults(t *testing.T) {
 		{"resolver", "[dns]\nresolver = \"[::1\"\n", "']' missing"},
 		{"cert alone", "[tls]\ncert = \"c.pem\"\n", "set together"},
 		{"network", "[smtpd]\nrelay_from = [\"10.0.0.0/33\"]\n", "is no network"},
+		{"relay domain", "[smtpd]\nrelay_domains = [\"..x.test\"]\n", `"..x.test" is no domain name`},
+		{"no relay domain", "[smtpd]\nrelay_domains = [\".\"]\n", `"." is no domain name`},
 		{"proxies", "[smtpd]\nxclient_from = [\"proxy\"]\n", ":2: smtpd.xclient_from"},
 		{"etrn", "[smtpd]\netrn_from = [\"\"]\n", ":2: smtpd.etrn_from"},
 		{"hold", "[smtpd]\nhold_max = \"31d\"\n", "at most 30d"},

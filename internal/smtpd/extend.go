@@ -86,7 +86,7 @@ func (s *session) Start(_ context.Context, domain string, below bool) error {
 func (s *session) relayDomain(domain string) (string, bool) {
 	domain = envelope.FoldDomain(domain)
 	for _, d := range s.o.RelayDomains {
-		d = strings.ToLower(d)
+		d = envelope.FoldDomain(d)
 		if d == domain || strings.HasPrefix(d, ".") && strings.HasSuffix(domain, d) {
 			return d, true
 		}

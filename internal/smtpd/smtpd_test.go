@@ -167,6 +167,7 @@ func TestWhoMaySendToWhom(t *testing.T) {
 		{"mx for relay_domains", func(f *fixture) { f.o.RelayDomains = []string{"Far.test"} }, "x@far.test", "y@FAR.test", "250"},
 		{"mx relay_domains names no sub-domains", func(f *fixture) { f.o.RelayDomains = []string{"far.test"} }, "x@far.test", "y@a.far.test", "550 5.7.1"},
 		{"mx relay_domains with a dot", func(f *fixture) { f.o.RelayDomains = []string{".far.test"} }, "x@far.test", "y@a.far.test", "250"},
+		{"mx relay_domains with a dot is not the domain itself", func(f *fixture) { f.o.RelayDomains = []string{".Far.test."} }, "x@far.test", "y@far.test", "550 5.7.1"},
 		{"local, trusted uid", func(f *fixture) { f.o.Role, f.peer.UID, f.o.TrustedUIDs = Local, uid(77), []int{77} }, "x@far.test", "y@far.test", "250"},
 		{"local, root", func(f *fixture) { f.o.Role, f.peer.UID = Local, uid(0) }, "x@far.test", "y@far.test", "250"},
 		{"local, own name", func(f *fixture) { f.o.Role, f.peer.UID = Local, uid(1000) }, "carl@home.test", "y@far.test", "250"},
