@@ -173,8 +173,9 @@ func (c *session) begin() bool {
 	if err != nil {
 		a := *answerFor(err)
 		// RFC 5321 §3.1 and §4.3.2: a server that will not serve says 554 or 421 in its greeting.
-		if a.Code != 554 {
-			a.Code = 421
+		a.Code = 421
+		if strings.HasPrefix(a.Enhanced, "5.") {
+			a.Code = 554
 		}
 		a.Close = true
 		c.answer(&a)

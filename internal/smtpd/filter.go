@@ -141,6 +141,9 @@ func (s *session) obey(f *filtered, stage string, r ruling) error {
 	case r.refuse != nil:
 		s.explain("filter", "%s refuses at %s: %s", f.Name, stage, r.refuse.Text)
 		s.blame = &policy.Verdict{Check: "filter " + f.Name, Why: r.why}
+		if r.why == "" { // most filters give no cause besides the reply
+			s.blame.Why = verdictOf(r.refuse) + " at " + stage
+		}
 		return r.refuse
 	case r.drop:
 		s.explain("filter", "%s has the message thrown away", f.Name)
@@ -155,6 +158,14 @@ func (s *session) obey(f *filtered, stage string, r ruling) error {
 		s.header = append(s.header, r.changes...)
 	}
 	return nil
+}
+
+// verdictOf is the word of mpolicyhook(7) for a refusal.
+func verdictOf(a *smtp.Answer) string {
+	if a.Code/100 == 4 {
+		return hook.Defer
+	}
+	return hook.Reject
 }
 
 // filterReset ends a transaction.

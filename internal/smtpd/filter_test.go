@@ -101,8 +101,25 @@ func TestHookConnect(t *testing.T) {
 	go s.ServeConn(t.Context(), sc, f.peer)
 	b := make([]byte, 100)
 	n, _ := c.Read(b)
-	if !strings.HasPrefix(string(b[:n]), "554 5.7.1 go away") && !strings.HasPrefix(string(b[:n]), "421 5.7.1 go away") {
+	if !strings.HasPrefix(string(b[:n]), "554 5.7.1 go away") {
 		t.Errorf("greeting %q", b[:n])
+	}
+}
+
+// TestRefusalsOfFiltersHaveACause: a filter need not give one; the log names one all the same.
+func TestRefusalsOfFiltersHaveACause(t *testing.T) {
+	for script, want := range map[string]string{
+		`echo '{"verdict":"reject","why":"seven bad links"}'`: `check="filter test" why="seven bad links"`,
+		`echo '{"verdict":"reject"}'`:                         `check="filter test" why="reject at rcpt"`,
+		`echo '{"verdict":"defer","reply":"not now"}'`:        `check="filter test" why="defer at rcpt"`,
+		"exit 77": `check="filter test" why="reject at rcpt"`,
+	} {
+		f := newFixture(MX)
+		f.withHook(t, script, "rcpt")
+		f.say(t, dialogue()...)
+		if !strings.Contains(f.log.String(), want) {
+			t.Errorf("%s: no %s in %s", script, want, f.log.String())
+		}
 	}
 }
 
