@@ -72,8 +72,6 @@ func (c *session) starttls(arg string) error {
 		return c.fault(503, "5.5.1", "TLS is on already")
 	case c.srv.TLS == nil:
 		return c.fault(502, "5.5.1", "no TLS here")
-	case !c.st.ESMTP:
-		return c.fault(503, "5.5.1", "say EHLO first")
 	}
 	c.say(220, "2.0.0", "go ahead")
 	if err := c.flush(); err != nil {

@@ -122,6 +122,24 @@ func TestStartTLS(t *testing.T) {
 	}
 }
 
+// GNU SASL's client says STARTTLS before anything else. It tells us nothing that would not be
+// forgotten anyhow.
+func TestStartTLSWithoutHello(t *testing.T) {
+	conf, pool := testTLS(t)
+	s := newServer(&fakeBackend{})
+	s.TLS = conf
+	c := dialTCP(t, t.Context(), s)
+	k := newTalk(t, c)
+	k.ask("")
+	if r := k.ask("STARTTLS"); !strings.HasPrefix(r, "220 2.0.0") {
+		t.Fatalf("STARTTLS: %s", r)
+	}
+	k = newTalk(t, tls.Client(c, &tls.Config{RootCAs: pool, ServerName: "mx.x.test"}))
+	if r := k.ask("EHLO c.test"); !strings.HasPrefix(r, "250-") {
+		t.Errorf("EHLO: %s", r)
+	}
+}
+
 // A handshake that fails is an error, however it fails, and nothing is said in clear after it.
 func TestFailedHandshake(t *testing.T) {
 	conf, _ := testTLS(t)
