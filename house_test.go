@@ -30,8 +30,9 @@ var levels = map[string]int{
 	"envelope": 0, "durable": 0, "imapwire": 0, "password": 0,
 	"sasl": 1, "config": 1, "message": 1, "spool": 1, "maildir": 1, "smtp": 1, "resolve": 1,
 	"accounts": 1, "worker": 1, "certs": 1,
-	"auth": 2, "token": 2, "mailbox": 2, "dsn": 2, "policy": 2, "hook": 2, "milter": 2, "submit": 2, "relay": 2, "deliver": 2,
-	"sched": 3, "pop3": 3, "imap": 3, "smtpd": 3,
+	"auth": 2, "token": 2, "handover": 2, "mailbox": 2, "dsn": 2, "policy": 2, "hook": 2, "milter": 2, "submit": 2, "relay": 2, "deliver": 2,
+	"sched": 3, "login": 3,
+	"pop3": 4, "imap": 4, "smtpd": 4,
 	"cli": edge, "serve": edge, "mailtest": edge,
 	"daemon": edge + 1,
 }
