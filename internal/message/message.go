@@ -11,8 +11,6 @@
 // standard does not say, it is what Dovecot says, because clients that change over compare.
 package message
 
-import "io"
-
 // Kind says how a part is to be read.
 type Kind uint8
 
@@ -62,35 +60,6 @@ type Header struct {
 	InReplyTo, MessageID, References   []byte
 }
 
-// Parser parses one message after the other in the same memory. It is not for concurrent
-// use; the zero value is ready. What it returned is valid until its next use.
-type Parser struct {
-	buf []byte
-}
-
-// Parse reads the message of size octets in r. The error is r's; no content makes one.
-func (p *Parser) Parse(r io.ReaderAt, size int64) (*Part, error) { return new(Parser).parse(r, size) }
-
-// Parse is Parser.Parse for a single message.
-func Parse(r io.ReaderAt, size int64) (*Part, error) { return new(Parser).Parse(r, size) }
-
-// ReadHeader picks the fields out of a header that lies in memory.
-func ReadHeader(header []byte) *Header { return &Header{} }
-
-// AppendEnvelope appends what follows ENVELOPE in a FETCH reply, parentheses included.
-func AppendEnvelope(dst []byte, h *Header) []byte { return dst }
-
-// AppendBody appends what follows BODY, or, extended, BODYSTRUCTURE in a FETCH reply,
-// parentheses included.
-func AppendBody(dst []byte, p *Part, extended bool) []byte { return dst }
-
-// AppendMap appends offsets, sizes, kinds and encodings of p and its parts in a form that
-// ReadMap reads back: all that is needed to answer BODY[1.2] without parsing again.
-func AppendMap(dst []byte, p *Part) []byte { return dst }
-
-// ReadMap returns the parts that AppendMap wrote at the beginning of b, and the rest of b.
-func ReadMap(b []byte) (*Part, []byte, error) { return nil, b, nil }
-
 // Fields are header fields as SORT, THREAD and SEARCH compare them: decoded (RFC 2047) to
 // UTF-8, unfolded.
 type Fields struct {
@@ -113,8 +82,3 @@ type Fields struct {
 	InReplyTo  string   // the first id of In-Reply-To
 	References []string // RFC 5256 §3 THREAD=REFERENCES: ids of References, else that of In-Reply-To
 }
-
-// Decode decodes the fields of h.
-func (h *Header) Decode() Fields { return Fields{} }
-
-func (p *Parser) parse(r io.ReaderAt, size int64) (*Part, error) { return &Part{}, nil }
