@@ -188,6 +188,16 @@ func (m *Mailbox) place(addr envelope.Address) error {
 	return nil
 }
 
+// Expand fills %u (local-part), %d (domain), %h (home) and %% into a template, for further
+// directories of the account.
+func (m *Mailbox) Expand(template string) (string, error) {
+	i := strings.LastIndexByte(m.Address, '@')
+	if i < 0 {
+		return "", fmt.Errorf("account %q has no domain", m.Address)
+	}
+	return expandMaildir(template, envelope.Address{Local: m.Address[:i], Domain: m.Address[i+1:]}, m.Home)
+}
+
 // expandMaildir fills %u (local-part), %d (domain), %h (home) and %% into template.
 func expandMaildir(template string, addr envelope.Address, home string) (string, error) {
 	var b strings.Builder

@@ -75,6 +75,7 @@ func (c *Config) check() []fault {
 	c.checkAuth(k)
 	c.Policy.check(k)
 	c.checkWorkers(k)
+	c.checkMail(k)
 	return k.faults
 }
 
@@ -258,16 +259,7 @@ func (c *Config) checkSMTPD(k *checker) {
 			k.bad("smtpd.relay_domains", 0, "%q is no domain name", d)
 		}
 	}
-	for i, l := range c.SMTPD.Listen {
-		k.oneOf("smtpd.listen.role", i, l.Role, "mx", "submission", "submissions", "local")
-		if l.Addr == "" {
-			k.bad("smtpd.listen.addr", i, "missing")
-		} else if !strings.HasPrefix(l.Addr, "/") {
-			if err := hostPort(l.Addr, -1); err != nil {
-				k.bad("smtpd.listen.addr", i, "%v", err)
-			}
-		}
-	}
+	k.listeners("smtpd.listen", c.SMTPD.Listen, "mx", "submission", "submissions", "local")
 }
 
 func (c *Config) checkWorkers(k *checker) {

@@ -30,6 +30,8 @@ type Config struct {
 	Accounts Accounts `toml:"accounts"`
 	Deliver  Deliver  `toml:"deliver"`
 	SMTPD    SMTPD    `toml:"smtpd"`
+	Store    Store    `toml:"store"`
+	POP3     POP3     `toml:"pop3"`
 	Policy   Policy   `toml:"policy"`
 	Submit   Submit   `toml:"submit"`
 	Workers  []Worker `toml:"worker"`

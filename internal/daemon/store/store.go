@@ -1,0 +1,33 @@
+// Package store opens the mail of an account as the configuration says.
+package store
+
+import (
+	"fmt"
+	"log/slog"
+
+	"pennypost/internal/accounts"
+	"pennypost/internal/config"
+	"pennypost/internal/mailbox"
+)
+
+// Open opens the mail of m; the caller closes it.
+func Open(cfg *config.Config, m *accounts.Mailbox, log *slog.Logger) (*mailbox.Store, error) {
+	o := mailbox.Options{
+		FSLayout: cfg.Store.Layout == "fs", UTF8: cfg.Store.UTF8, Courier: cfg.Store.Courier,
+		Host: cfg.Hostname, Create: cfg.Deliver.Create, Now: cfg.Now(), Log: log,
+	}
+	for _, d := range []struct {
+		key, template string
+		to            *string
+	}{{"store.control", cfg.Store.Control, &o.Control}, {"store.index", cfg.Store.Index, &o.Index}} {
+		if d.template == "" {
+			continue
+		}
+		dir, err := m.Expand(d.template)
+		if err != nil {
+			return nil, fmt.Errorf("%s: %w", d.key, err)
+		}
+		*d.to = dir
+	}
+	return mailbox.Open(m.Maildir, o)
+}
