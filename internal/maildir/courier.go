@@ -187,18 +187,27 @@ func readCourierKeywords(fsys durable.FS, dir string) (map[string][]string, erro
 	return tagged, nil
 }
 
-// ParseCourierSubscribed reads courierimapsubscribed. Names of shared folders are left out.
-func (t *Tree) ParseCourierSubscribed(data []byte) Subscriptions {
+// ParseCourierSubscribed reads courierimapsubscribed, which since Courier-IMAP 5 is in UTF-8. Names
+// of shared folders are left out.
+func ParseCourierSubscribed(data []byte) Subscriptions {
+	t := &Tree{}
+	for line := range strings.SplitSeq(string(data), "\n") {
+		if _, ok := DecodeMUTF7(line); !ok {
+			t.UTF8 = true
+		}
+	}
 	var s Subscriptions
 	for line := range strings.SplitSeq(string(data), "\n") {
 		rest, ok := strings.CutPrefix(line, Inbox+".")
-		switch {
-		case line == Inbox:
-			s.Names = append(s.Names, Inbox)
-		case ok:
-			if name, ok := t.subscribed(rest, "."); ok && !slices.Contains(s.Names, name) {
-				s.Names = append(s.Names, name)
-			}
+		if !ok && line != Inbox {
+			continue
+		}
+		name := Inbox
+		if ok {
+			name, ok = t.subscribed(rest, ".")
+		}
+		if (ok || name == Inbox) && !slices.Contains(s.Names, name) {
+			s.Names = append(s.Names, name)
 		}
 	}
 	return s

@@ -2,6 +2,7 @@ package maildir_test
 
 import (
 	"context"
+	"fmt"
 	"math/rand/v2"
 	"os"
 	"strings"
@@ -16,11 +17,18 @@ import (
 // many ways. A message that was answered for is then there once and whole; one that was not
 // is there whole or not at all, and never in new/ cut short.
 func TestCrash(t *testing.T) {
+	for _, together := range []bool{false, true} {
+		t.Run(fmt.Sprintf("names with files %t", together), func(t *testing.T) { crash(t, together) })
+	}
+}
+
+func crash(t *testing.T, together bool) {
 	const message = "Subject: x\n\nbody\n"
 	for stop := 0; ; stop++ {
 		finished := false
 		for seed := range uint64(20) {
 			fsys := mailtest.NewCrashFS()
+			fsys.NamesWithFile = together
 			if err := fsys.Mkdir("/mail", 0o700); err != nil {
 				t.Fatal(err)
 			}

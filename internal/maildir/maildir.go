@@ -206,22 +206,19 @@ func (m *Maildir) deliver(ctx context.Context, header []byte, r io.Reader) (stri
 	dst := filepath.Join(m.path, "new", name)
 	named := false
 	err = m.dir.Commit(f, func() error {
-		if err := f.Close(); err != nil {
-			return err
-		}
 		err := fsys.RenameNew(tmp, dst)
 		if named = err == nil; named {
 			err = m.syncReplaced()
 		}
 		return err
 	})
+	err = errors.Join(err, f.Close())
 	switch {
 	case err != nil && named:
 		// The answer will be a deferral and the message come again: take this copy back, as
 		// far as that is possible.
 		return "", errors.Join(err, fsys.Remove(dst))
 	case err != nil:
-		_ = f.Close() // it may be closed already; the file is given up
 		return "", errors.Join(err, fsys.Remove(tmp))
 	}
 	m.addSize(size)

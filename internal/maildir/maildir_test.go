@@ -26,7 +26,12 @@ import (
 type spy struct {
 	durable.OS
 	files, dirs atomic.Int64
-	fail        map[string]error // "create", "write", "sync", "syncdir", "rename"
+	together    bool             // a name is committed with its file
+	fail        map[string]error // "create", "write", "writeout", "sync", "syncdir", "rename"
+}
+
+func (s *spy) Free(string) (durable.Space, error) {
+	return durable.Space{NamesWithFile: s.together, Type: "spy"}, nil
 }
 
 type spyFile struct {
@@ -60,6 +65,8 @@ func (f *spyFile) Write(b []byte) (int, error) {
 	}
 	return f.File.Write(b)
 }
+
+func (f *spyFile) WriteOut() error { return f.s.fail["writeout"] }
 
 func (f *spyFile) Sync() error {
 	if f.dir {
@@ -135,11 +142,23 @@ func TestDeliver(t *testing.T) {
 }
 
 func TestFailureLeavesNothing(t *testing.T) {
-	for op, err := range map[string]error{
-		"create": syscall.EDQUOT, "write": syscall.ENOSPC, "sync": syscall.EIO, "rename": syscall.EACCES, "syncdir": syscall.EIO,
+	for _, c := range []struct {
+		op       string
+		err      error
+		together bool
+	}{
+		{"create", syscall.EDQUOT, false},
+		{"write", syscall.ENOSPC, false},
+		{"sync", syscall.EIO, false},
+		{"rename", syscall.EACCES, false},
+		{"syncdir", syscall.EIO, false},
+		{"writeout", syscall.EIO, true},
+		{"rename", syscall.EACCES, true},
+		{"sync", syscall.EIO, true},
 	} {
+		op, err := c.op, c.err
 		path := filepath.Join(t.TempDir(), "M")
-		sp := &spy{}
+		sp := &spy{together: c.together}
 		s := NewSet(Options{Create: true, FS: sp})
 		m, e := s.Open(path)
 		if e != nil {
@@ -211,8 +230,13 @@ func TestMissing(t *testing.T) {
 
 // A hundred deliveries at once share directory syncs, and all arrive.
 func TestManyAtOnce(t *testing.T) {
+	for _, together := range []bool{false, true} {
+		t.Run(fmt.Sprintf("names with files %t", together), func(t *testing.T) { manyAtOnce(t, &spy{together: together}) })
+	}
+}
+
+func manyAtOnce(t *testing.T, sp *spy) {
 	path := filepath.Join(t.TempDir(), "M")
-	sp := &spy{}
 	s := NewSet(Options{Create: true, FS: sp})
 	if err := Create(durable.OS{}, path); err != nil {
 		t.Fatal(err)
@@ -244,7 +268,7 @@ func TestManyAtOnce(t *testing.T) {
 		t.Errorf("%d of %d arrived", len(seen), n)
 	}
 	t.Logf("%d deliveries: %d file syncs, %d directory syncs", n, sp.files.Load(), sp.dirs.Load())
-	if sp.files.Load() != n || sp.dirs.Load() > n || sp.dirs.Load() < 1 {
+	if sp.files.Load() != n || sp.dirs.Load() > n || sp.dirs.Load() < 1 && !sp.together {
 		t.Errorf("%d file syncs, %d directory syncs", sp.files.Load(), sp.dirs.Load())
 	}
 }

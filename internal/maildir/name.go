@@ -179,16 +179,9 @@ func WithSizes(base string, s, w int64) string {
 // ValidName tells whether a file in new/ or cur/ can be a message: a base name that a line of
 // the uidlist holds, and no dot in front (maildir(5): such names are not messages).
 func ValidName(file string) bool {
-	if file == "" || file[0] == '.' || file[0] == ':' || len(file) > 255 {
-		return false
-	}
-	for i := 0; i < len(file); i++ {
-		switch file[i] {
-		case '/', '\n', '\r', 0:
-			return false
-		}
-	}
-	return true
+	return file != "" && file[0] != '.' && file[0] != ':' && len(file) <= 255 &&
+		strings.IndexByte(file, '/') < 0 && strings.IndexByte(file, '\n') < 0 &&
+		strings.IndexByte(file, '\r') < 0 && strings.IndexByte(file, 0) < 0
 }
 
 // Namer makes base names that no other process, host or Namer makes. It may be used by many

@@ -109,6 +109,7 @@ func (l *UIDList) Parse(data string, each func(*UIDEntry)) error {
 			l.Size += int64(len(line)) + 1
 			data = rest
 		}
+		l.Next = max(l.Next, 1)
 	}
 	var e UIDEntry
 	for data != "" {
@@ -213,8 +214,10 @@ func (l *UIDList) header3(line string, keys []string) {
 			if ok = err == nil; ok {
 				l.Ceiling = max(l.Ceiling, n)
 			}
-		default:
+		case isKey(k):
 			l.Extra = append(l.Extra, strings.Clone(k))
+		default:
+			ok = false
 		}
 		if !ok {
 			l.damage(line, "key "+strconv.Quote(k[:1])+" of the header cannot be read")
@@ -248,7 +251,7 @@ func (l *UIDList) entry(line string, e *UIDEntry) string {
 			if !ok {
 				return "line has no file name"
 			}
-			if key != "" {
+			if isKey(key) { // others are damage that a rewrite leaves out
 				e.key(key)
 			}
 			rest = more
