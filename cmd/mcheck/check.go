@@ -62,6 +62,7 @@ func (k *checker) all(ctx context.Context, cfg *config.Config, dns bool) {
 	k.log(cfg)
 	k.accounts(ctx, cfg)
 	k.tls(cfg)
+	k.passwords(ctx, cfg)
 	k.logins(cfg)
 	k.relay(cfg)
 	k.policy(cfg)

@@ -3,6 +3,7 @@ package mailtest
 import (
 	"errors"
 	"fmt"
+	"net"
 	"os"
 	"os/exec"
 	"path/filepath"
@@ -32,6 +33,10 @@ const patience = 60 * time.Second
 //	                              P is mqueue or msmtpd
 //	dns FILE                      a name server with the master file, $variables in it replaced;
 //	                              DNS is set to its address
+//	answer SOCKET FILE            a server on a UNIX socket, for one line each way: the rest of the
+//	                              first line in FILE whose first word is in the question; "-" is
+//	                              silence, no such line hangs up. FILE is read at each question
+//	answer -leave SOCKET          that server dies and leaves the file of its socket
 //	mailbox [-n NAME] ADDRESS N [FILE...]
 //	                              wait until there are N messages, copy them to the files
 func (b *Tools) RunScripts(t *testing.T, dir string) {
@@ -46,13 +51,13 @@ func (b *Tools) RunScripts(t *testing.T, dir string) {
 			for _, v := range []string{"PENNYPOST_CONFIG", "XDG_CONFIG_HOME", "XDG_STATE_HOME"} {
 				env.Setenv(v, "")
 			}
-			s := &script{bin: bin, instances: map[string]*Instance{}}
+			s := &script{bin: bin, instances: map[string]*Instance{}, answers: map[string]*net.UnixListener{}}
 			env.Values[scriptKey{}] = s
 			env.Defer(func() { s.close(env.T()) })
 			return nil
 		},
 		Cmds: map[string]func(*testscript.TestScript, bool, []string){
-			"exits": cmdExits, "waitfor": cmdWaitfor, "instance": cmdInstance, "mailbox": cmdMailbox, "dns": cmdDNS,
+			"exits": cmdExits, "waitfor": cmdWaitfor, "instance": cmdInstance, "mailbox": cmdMailbox, "dns": cmdDNS, "answer": cmdAnswer,
 		},
 	})
 }
@@ -63,9 +68,13 @@ type scriptKey struct{}
 type script struct {
 	bin       string
 	instances map[string]*Instance
+	answers   map[string]*net.UnixListener
 }
 
 func (s *script) close(t testscript.T) {
+	for _, l := range s.answers {
+		l.Close()
+	}
 	for name, in := range s.instances {
 		if log := in.Log(); log != "" && t.Verbose() {
 			t.Log(fmt.Sprintf("instance %q:\n%s", name, log))
