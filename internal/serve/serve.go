@@ -13,11 +13,13 @@ import (
 	"net"
 	"net/netip"
 	"os"
+	"os/signal"
 	"runtime/debug"
 	"slices"
 	"strings"
 	"sync"
 	"sync/atomic"
+	"syscall"
 	"time"
 )
 
@@ -239,6 +241,7 @@ func (r *runner) serve(ctx context.Context, ls []bound) error {
 	if err := ready(r.o.NotifyFd); err != nil {
 		r.o.Log.Warn("cannot tell the starter that we are ready", "err", err)
 	}
+	defer r.outliveHangUp()()
 	err := r.waitForEnd(ctx, errc)
 	notify("STOPPING=1")
 	// Stop accepting first. Closing our copy of a passed socket leaves the socket itself, and
@@ -250,6 +253,26 @@ func (r *runner) serve(ctx context.Context, ls []bound) error {
 	acceptors.Wait()
 	r.drain()
 	return err
+}
+
+// outliveHangUp keeps SIGHUP from ending the sessions: administrators and renewers of certificates
+// send it to have files read again, which happens by itself. A program that has its own use for
+// the signal gets it too. The function returned ends it.
+func (r *runner) outliveHangUp() func() {
+	c := make(chan os.Signal, 1)
+	signal.Notify(c, syscall.SIGHUP)
+	done := make(chan struct{})
+	go func() {
+		for {
+			select {
+			case <-c:
+				r.o.Log.Info("SIGHUP: files that have changed are read again without it, the configuration at the next start")
+			case <-done:
+				return
+			}
+		}
+	}()
+	return func() { signal.Stop(c); close(done) }
 }
 
 // waitForEnd returns when ctx ends, an acceptor gives up, or the idle time has passed.

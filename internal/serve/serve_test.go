@@ -323,6 +323,12 @@ func TestOwnListeners(t *testing.T) {
 	io.WriteString(c3, "panic\r\n") // takes only its own connection with it
 	io.ReadAll(c3)
 	finish(t, c2)
+	// SIGHUP, by which others are told to read their files again, ends nobody's session.
+	if err := cmd.Process.Signal(syscall.SIGHUP); err != nil {
+		t.Fatal(err)
+	}
+	c4, _ := greet(t, "tcp", addr)
+	finish(t, c4)
 	// SIGTERM: the open session is told, then the process ends with status 0.
 	if err := cmd.Process.Signal(syscall.SIGTERM); err != nil {
 		t.Fatal(err)
