@@ -42,8 +42,7 @@ func NextUIDValidity(fsys durable.FS, root string, now time.Time) (uint32, error
 			continue // somebody was faster
 		}
 		if err == nil {
-			// Syncs the directory and with it the mark.
-			err = durable.WriteFileOn(fsys, filepath.Join(root, UIDValidityName), fmt.Appendf(nil, "%08x", next), 0o600)
+			err = writeUIDValidity(fsys, root, next)
 		}
 		if err != nil {
 			return 0, fmt.Errorf("next UIDVALIDITY: %w", err)
@@ -75,6 +74,25 @@ func firstMark(fsys durable.FS, root string, v uint32) error {
 		return err
 	}
 	return f.Close()
+}
+
+// writeUIDValidity replaces the file, by way of a name that nobody else uses: no lock excludes
+// others, and a lower value that comes last does no harm beside the mark.
+func writeUIDValidity(fsys durable.FS, root string, v uint32) error {
+	path := filepath.Join(root, UIDValidityName)
+	tmp := fmt.Sprintf("%s.new.%08x", path, v)
+	f, err := fsys.OpenFile(tmp, os.O_WRONLY|os.O_CREATE|os.O_TRUNC, 0o600)
+	if err != nil {
+		return err
+	}
+	_, err = f.Write(fmt.Appendf(nil, "%08x", v))
+	if err == nil {
+		err = durable.Sync(f)
+	}
+	if err = errors.Join(err, f.Close()); err != nil {
+		return errors.Join(err, fsys.Remove(tmp))
+	}
+	return durable.RenameSyncOn(fsys, tmp, path) // syncs the name of the mark, too
 }
 
 // lastUIDValidity is the highest value that the file and the marks tell, and how many marks
