@@ -177,9 +177,9 @@ type Policy struct {
 	ReverseDNS      string   `toml:"reverse_dns"`      // off (default) | exists | confirmed
 	GreetDelay      Duration `toml:"greet_delay"`      // before the greeting, to see who cannot wait
 	EarlyTalker     string   `toml:"early_talker"`     // reject (default) | log
-	ClientRate      int      `toml:"client_rate"`      // connections a minute from one address
-	NetworkRate     int      `toml:"network_rate"`     // the same from one network, /24 or /64
-	ClientSessions  int      `toml:"client_sessions"`  // sessions at once from one address
+	ClientRate      int      `toml:"client_rate"`      // connections a minute from one address, or IPv6 /64
+	NetworkRate     int      `toml:"network_rate"`     // the same from one network, /24 or /48
+	ClientSessions  int      `toml:"client_sessions"`  // sessions at once from one address, or IPv6 /64
 	NetworkSessions int      `toml:"network_sessions"` // the same from one network
 	UserRecipients  int      `toml:"user_recipients"`  // recipients an hour of one authenticated user
 	Greylist        string   `toml:"greylist"`         // off (default) | domain | full

@@ -3,6 +3,7 @@ package policy
 import (
 	"errors"
 	"fmt"
+	"net/netip"
 	"os"
 	"syscall"
 	"time"
@@ -34,12 +35,12 @@ func (v *Visit) rate() Verdict {
 	if o.ClientSessions <= 0 && o.NetworkSessions <= 0 && o.ClientRate <= 0 && o.NetworkRate <= 0 {
 		return Verdict{Check: "rate", Why: "there is no limit"}
 	}
-	addr, net := ip.String(), network(ip)
+	client, net := clientOf(ip), block(ip).String()
 	for _, l := range []limit{
-		{"client-sessions", kindClientOpen, addr, o.ClientSessions},
-		{"network-sessions", kindNetOpen, net.String(), o.NetworkSessions},
-		{"client-rate", kindClientRate, addr, o.ClientRate},
-		{"network-rate", kindNetRate, net.String(), o.NetworkRate},
+		{"client-sessions", kindClientOpen, client, o.ClientSessions},
+		{"network-sessions", kindNetOpen, net, o.NetworkSessions},
+		{"client-rate", kindClientRate, client, o.ClientRate},
+		{"network-rate", kindNetRate, net, o.NetworkRate},
 	} {
 		if l.most <= 0 {
 			continue
@@ -59,6 +60,25 @@ func (v *Visit) rate() Verdict {
 		}
 	}
 	return pass("rate", "no limit is reached")
+}
+
+// clientOf is what the limits take for one client: an address of IPv4, but the /64 of IPv6, in
+// which every host may choose among more addresses than can be counted.
+func clientOf(ip netip.Addr) string {
+	if ip.Is4() {
+		return ip.String()
+	}
+	return network(ip).String()
+}
+
+// block is what the limits take for one network: the /24 of IPv4, and the /48 of IPv6, the most that
+// one customer is given as a rule.
+func block(ip netip.Addr) netip.Prefix {
+	n := network(ip)
+	if ip.Is4() {
+		return n
+	}
+	return netip.PrefixFrom(n.Addr(), 48).Masked()
 }
 
 // User counts one recipient of an authenticated user.

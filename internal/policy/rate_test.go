@@ -37,8 +37,11 @@ func TestRate(t *testing.T) {
 		{time.Hour, "192.0.2.1", ""},
 		{-2 * time.Hour, "192.0.2.1", ""}, // a clock that was set back
 		{0, "2001:db8::1", ""}, {0, "2001:db8::1", ""}, {0, "2001:db8::1", ""},
-		{0, "2001:db8::1", "client-rate"}, {0, "2001:db8::2", ""}, {0, "2001:db8::3", ""},
-		{0, "2001:db8::4", "network-rate"}, {0, "2001:db8:0:1::4", ""},
+		{0, "2001:db8::1", "client-rate"},
+		{0, "2001:db8::2", "client-rate"}, {0, "2001:db8::ffff:ffff:ffff:ffff", "client-rate"}, // a host is a whole /64
+		{0, "2001:db8:0:1::1", ""}, {0, "2001:db8:0:2::1", ""},
+		{0, "2001:db8:0:3::1", "network-rate"}, {0, "2001:db8:0:ffff::1", "network-rate"}, // a network is a /48
+		{0, "2001:db8:1::1", ""},
 	} {
 		s.now = s.now.Add(st.after)
 		r := connect(st.ip)
