@@ -26,6 +26,7 @@ type Options struct {
 	System     bool     // users of Passwd and Getent are users of the first domain
 	Passwd     string   // file of system users: /etc/passwd
 	Getent     string   // program asked for system users not in Passwd; "" = none
+	Group      string   // file of their groups: /etc/group; "" = only the one in Passwd
 	Lookup     string   // UNIX socket asked about users that none of the above has; "" = none
 	Subaddress string   // separators of local-part and detail: "+"
 	CatchAll   string   // address that takes unknown recipients of local domains

@@ -30,6 +30,7 @@ type SystemUser struct {
 
 type systemUsers struct {
 	passwd *file[*passwdTable]
+	group  *file[map[string][]int]
 	getent string
 
 	mu    sync.Mutex
@@ -45,6 +46,7 @@ type getentAnswer struct {
 func newSystemUsers(o Options) *systemUsers {
 	return &systemUsers{
 		passwd: newFile(o.Passwd, parsePasswd),
+		group:  newFile(o.Group, parseGroup),
 		getent: o.Getent,
 		kept:   map[string]getentAnswer{},
 		forks:  make(chan struct{}, 4),

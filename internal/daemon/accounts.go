@@ -19,7 +19,7 @@ func Accounts(cfg *config.Config) (*accounts.Accounts, error) {
 		Domains: cfg.Domains, Postmaster: cfg.Postmaster, Maildirs: cfg.Maildirs,
 		Users: cfg.Accounts.Users, UsersMay: cfg.Accounts.UsersMay,
 		Secrets: cfg.Accounts.Secrets, Aliases: cfg.Accounts.Aliases,
-		System: cfg.Accounts.System, Passwd: "/etc/passwd", Getent: getent,
+		System: cfg.Accounts.System, Passwd: "/etc/passwd", Group: "/etc/group", Getent: getent,
 		Subaddress: cfg.Accounts.SubaddressSep, CatchAll: cfg.Accounts.CatchAll, Lookup: cfg.Accounts.LookupSocket,
 	})
 }
