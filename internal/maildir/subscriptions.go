@@ -40,7 +40,9 @@ func (t *Tree) ParseSubscriptions(data []byte) Subscriptions {
 		name, ok := t.subscribed(line, sep)
 		switch {
 		case !ok:
-			s.Kept = append(s.Kept, line)
+			if _, other := t.subscribed(line, "\t"); !other { // or it would become a name when written
+				s.Kept = append(s.Kept, line)
+			}
 		case !seen[name]:
 			seen[name] = true
 			s.Names = append(s.Names, name)
@@ -71,7 +73,7 @@ func (t *Tree) subscribed(line, sep string) (string, bool) {
 		if ok {
 			l, ok = t.unescape(l)
 		}
-		if !ok || l == "" || strings.ContainsAny(l, "/\n\r\x00") || !utf8.ValidString(l) {
+		if !ok || l == "" || !utf8.ValidString(l) || strings.ContainsFunc(l, func(r rune) bool { return r < ' ' || r == '/' }) {
 			return "", false
 		}
 		levels[i] = l
