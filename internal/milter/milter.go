@@ -133,6 +133,7 @@ func (c *Client) Address() string { return c.o.Address }
 // Peer is what a filter is told about a connection.
 type Peer struct {
 	Addr  netip.AddrPort // zero: not known
+	Name  string         // in DNS, and it leads back to Addr; "" where that was not looked up
 	Local bool           // a process on this host, who is shown as a connection from loopback
 	Helo  string
 	TLS   string // version, "" without
@@ -357,7 +358,12 @@ func (s *Session) connect(ctx context.Context) (Reply, error) {
 		case ip.Is6():
 			host, family, addr = "[IPv6:"+ip.WithZone("").String()+"]", wire.FamilyInet6, ip.WithZone("").String()
 		}
-		if err := s.s.Macros(wire.CodeConn, "j", s.c.o.Hostname, "{daemon_name}", "msmtpd", "v", "Pennypost", "_", host); err != nil {
+		// Filters take what is in brackets for a client without a name that can be trusted.
+		validated := host
+		if name := s.peer.Name; name != "" && !s.peer.Local {
+			host, validated = clean(name), clean(name)+" "+host
+		}
+		if err := s.s.Macros(wire.CodeConn, "j", s.c.o.Hostname, "{daemon_name}", "msmtpd", "v", "Pennypost", "_", validated); err != nil {
 			return nil, err
 		}
 		return s.s.Conn(host, family, port, addr)

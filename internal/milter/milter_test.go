@@ -460,3 +460,37 @@ func (c *Client) over(conn net.Conn) (*Session, error) {
 type ready struct{ net.Conn }
 
 func (r ready) Dial(string, string) (net.Conn, error) { return r.Conn, nil }
+
+// TestClientName: a name that leads back to the address stands in place of the address in brackets,
+// as with sendmail.
+func TestClientName(t *testing.T) {
+	for _, c := range []struct {
+		peer Peer
+		want string
+	}{
+		{Peer{Addr: stranger.Addr, Name: "mail.far.test"}, `_\x00mail.far.test [192.0.2.7]\x00"
+C "mail.far.test\x004\x12g192.0.2.7\x00"`},
+		{Peer{Addr: netip.MustParseAddrPort("[2001:db8::7]:4711"), Name: "six.far.test"}, `_\x00six.far.test [IPv6:2001:db8::7]\x00"
+C "six.far.test\x006\x12g2001:db8::7\x00"`},
+		{Peer{Addr: netip.MustParseAddrPort("[2001:db8::7]:4711")}, `_\x00[IPv6:2001:db8::7]\x00"
+C "[IPv6:2001:db8::7]\x006\x12g2001:db8::7\x00"`},
+		{Peer{Local: true, Name: "mail.far.test"}, `_\x00localhost\x00"
+C "localhost\x004\x00\x00127.0.0.1\x00"`},
+	} {
+		f := newFilter(t, &filter{})
+		s, err := f.client(t, 10*time.Second).Open(context.Background(), c.peer)
+		if err == nil {
+			_, err = s.Begin(context.Background(), "x@far.test", nil)
+		}
+		if err != nil {
+			t.Fatal(err)
+		}
+		s.Close()
+		f.mu.Lock()
+		log := strings.Join(f.log, "\n")
+		f.mu.Unlock()
+		if !strings.Contains(log, c.want) {
+			t.Errorf("want %s in\n%s", c.want, log)
+		}
+	}
+}

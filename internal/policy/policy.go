@@ -253,6 +253,15 @@ func (p *Policy) trusted(ip netip.Addr) bool {
 // Client is whose visit it is.
 func (v *Visit) Client() Client { return v.client }
 
+// Name is the client's name in DNS, where it was looked up and leads back to the address; "" otherwise.
+// It waits for that look-up.
+func (v *Visit) Name(ctx context.Context) string {
+	if v.reverse == nil || !wait(ctx, v.reverse.done) {
+		return ""
+	}
+	return v.reverse.good
+}
+
 // Exempt says why the client is asked nothing, "" when it is.
 func (v *Visit) Exempt() string { return v.exempt }
 

@@ -245,6 +245,12 @@ func TestReverseDNS(t *testing.T) {
 			if r.Action != want || want == Reject && (r.Code != 550 || r.DSN != "5.7.25") {
 				t.Errorf("%s, %s: %+v", c.ip, mode, r)
 			}
+			v := New(s.o).Visit(t.Context(), Client{Addr: netip.MustParseAddr(c.ip)}, nil)
+			name := v.Name(t.Context())
+			v.Close()
+			if (name != "") != (mode == "confirmed" && c.confirmed == Pass) || name != "" && !strings.HasSuffix(name, ".test") {
+				t.Errorf("%s, %s: name %q", c.ip, mode, name)
+			}
 			if mode != "off" && !strings.Contains(trail[0].Why, c.why) {
 				t.Errorf("%s, %s: %s", c.ip, mode, trail[0].Why)
 			}

@@ -176,6 +176,14 @@ type content struct {
 	seen *bytes.Buffer
 	end  func(m *wire.Modifier) (wire.Response, error)
 	rcpt func(to string) wire.Response
+	host string // what it was told of the client
+}
+
+func (c *content) Connect(host, _ string, _ uint16, _ net.IP, _ *wire.Modifier) (wire.Response, error) {
+	c.mu.Lock()
+	defer c.mu.Unlock()
+	c.host = host
+	return wire.RespContinue, nil
 }
 
 func (c *content) RcptTo(to string, _ *wire.Modifier) (wire.Response, error) {

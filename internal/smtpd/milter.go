@@ -24,9 +24,12 @@ type milterAsker struct {
 	as  milter.Peer     // what it was told of the client
 }
 
-func (a *milterAsker) peer() milter.Peer {
+func (a *milterAsker) peer(ctx context.Context) milter.Peer {
 	s := a.s
 	p := milter.Peer{Addr: s.st.Peer.Addr, Local: s.o.Role == Local, Helo: s.st.Helo, User: s.st.User}
+	if s.visit != nil {
+		p.Name = s.visit.Name(ctx)
+	}
 	if p.Local {
 		p.User = s.user
 	}
@@ -56,7 +59,7 @@ func (a *milterAsker) rule(r milter.Reply, err error) (ruling, error) {
 func (a *milterAsker) connect(context.Context) (ruling, error) { return ruling{}, nil }
 
 func (a *milterAsker) mail(ctx context.Context, from envelope.Address, o *smtp.MailOptions) (ruling, error) {
-	if p := a.peer(); a.ses == nil || p != a.as {
+	if p := a.peer(ctx); a.ses == nil || p != a.as {
 		a.close() // HELO, TLS or the user is another now
 		ses, err := a.c.Open(ctx, p)
 		if err != nil {

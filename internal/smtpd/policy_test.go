@@ -13,6 +13,8 @@ import (
 	"testing"
 	"time"
 
+	wire "github.com/emersion/go-milter"
+
 	"pennypost/internal/accounts"
 	"pennypost/internal/envelope"
 	"pennypost/internal/mailtest"
@@ -167,6 +169,33 @@ S: 250 2.1.5...
 	e.ips = []string{"192.0.2.10"} // a list that is broken stops nobody, and is told of
 	e.play(t, toAnn+"S: 250 2.1.5...\n"+quit)
 	e.wantLog(t, "msg=policy", "check=dnsbl", "action=note", "bl.test gives no answer")
+}
+
+// TestMilterIsToldTheName: of a client whose name policy has looked up and found true.
+func TestMilterIsToldTheName(t *testing.T) {
+	d := mailtest.StartDNS(t, `
+9.2.0.192.in-addr.arpa. PTR nine.far.test.
+nine.far.test. A 192.0.2.9
+8.2.0.192.in-addr.arpa. PTR nine.far.test.
+`)
+	for _, c := range []struct{ mode, ip, want string }{
+		{"confirmed", "192.0.2.9", "nine.far.test"},
+		{"confirmed", "192.0.2.8", "[192.0.2.8]"}, // a name that another host has
+		{"exists", "192.0.2.9", "[192.0.2.9]"},
+		{"off", "192.0.2.9", "[192.0.2.9]"},
+	} {
+		e := newEdge(t)
+		e.pol.DNS = resolve.New(resolve.Options{Servers: []string{d.Addr()}, Timeout: 5 * time.Second, Rounds: 1})
+		e.pol.ReverseDNS, e.ips = c.mode, []string{c.ip}
+		m := &content{end: func(*wire.Modifier) (wire.Response, error) { return wire.RespAccept, nil }}
+		e.withMilter(t, m)
+		e.play(t, "S: 220 mx.home.test...\nC: EHLO c.test\nS* 250 \nC: MAIL FROM:<x@far.test>\nS: 250 2.1.0...\n"+quit)
+		m.mu.Lock()
+		if m.host != c.want {
+			t.Errorf("%s, %s: told %q, want %q", c.mode, c.ip, m.host, c.want)
+		}
+		m.mu.Unlock()
+	}
 }
 
 func TestPolicyRates(t *testing.T) {
