@@ -24,8 +24,8 @@ func Logger(cfg *config.Config, name string) (*slog.Logger, error) {
 	path, isFile := strings.CutPrefix(cfg.Log, "file:")
 	switch {
 	case isFile:
-		f, err := os.OpenFile(path, os.O_WRONLY|os.O_CREATE|os.O_APPEND, 0o640)
-		if err != nil {
+		f := &logFile{path: path}
+		if err := f.open(); err != nil {
 			return nil, fmt.Errorf("log: %w", err)
 		}
 		w = f

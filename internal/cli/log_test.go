@@ -38,6 +38,63 @@ func TestLoggerFile(t *testing.T) {
 	}
 }
 
+// TestLogFileRenamed: whoever renames the log away finds the next lines in a new one, also where a
+// file was put there before us, and where none can be made no line is lost.
+func TestLogFileRenamed(t *testing.T) {
+	dir := t.TempDir()
+	path := filepath.Join(dir, "log")
+	l, err := Logger(&config.Config{Log: "file:" + path}, "tool")
+	if err != nil {
+		t.Fatal(err)
+	}
+	rename := func(to string) {
+		t.Helper()
+		if err := os.Rename(path, filepath.Join(dir, to)); err != nil {
+			t.Fatal(err)
+		}
+	}
+	holds := func(name, want string) {
+		t.Helper()
+		b, err := os.ReadFile(filepath.Join(dir, name))
+		var got []string
+		for line := range strings.Lines(string(b)) {
+			_, msg, _ := strings.Cut(strings.TrimSpace(line), "msg=")
+			word, _, _ := strings.Cut(msg, " ")
+			got = append(got, word)
+		}
+		if err != nil || strings.Join(got, " ") != want {
+			t.Errorf("%s holds %q, want %s (%v)", name, got, want, err)
+		}
+	}
+	l.Info("one")
+	rename("log.1")
+	l.Info("two")
+	l.Info("three")
+	rename("log.2")
+	if err := os.WriteFile(path, nil, 0o600); err != nil {
+		t.Fatal(err)
+	}
+	l.Info("four")
+	rename("log.3")
+	if err := os.Mkdir(path, 0o700); err != nil {
+		t.Fatal(err)
+	}
+	l.Info("five")
+	holds("log.1", "one")
+	holds("log.2", "two three")
+	holds("log.3", "four five")
+}
+
+func BenchmarkLogFile(b *testing.B) {
+	l, err := Logger(&config.Config{Log: "file:" + filepath.Join(b.TempDir(), "log")}, "tool")
+	if err != nil {
+		b.Fatal(err)
+	}
+	for b.Loop() {
+		l.Info("accepted", "id", "x")
+	}
+}
+
 func TestLoggerFileMissing(t *testing.T) {
 	if _, err := Logger(&config.Config{Log: "file:/nonexistent/dir/log"}, "tool"); err == nil {
 		t.Error("no error for a log that cannot be opened")
