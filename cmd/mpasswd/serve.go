@@ -6,7 +6,6 @@ import (
 	"fmt"
 	"net"
 	"os"
-	"os/user"
 	"slices"
 	"strconv"
 	"time"
@@ -47,7 +46,7 @@ func run(c *urfave.Context) error {
 	if err != nil {
 		return err
 	}
-	allowed, err := uids(cfg.Accounts.AuthUsers)
+	allowed, err := daemon.UIDs(cfg.Accounts.AuthUsers)
 	if err != nil {
 		return cli.Exit(envelope.ExConfig, fmt.Errorf("accounts.auth_users: %w", err))
 	}
@@ -88,23 +87,4 @@ func who(p serve.Peer) string {
 		return "unknown"
 	}
 	return "uid " + strconv.Itoa(p.Cred.UID)
-}
-
-// uids looks the users up by name; numbers are taken as they are.
-func uids(names []string) ([]int, error) {
-	var out []int
-	for _, name := range names {
-		n, err := strconv.Atoi(name)
-		if err != nil {
-			u, err := user.Lookup(name)
-			if err != nil {
-				return nil, err
-			}
-			if n, err = strconv.Atoi(u.Uid); err != nil {
-				return nil, err
-			}
-		}
-		out = append(out, n)
-	}
-	return out, nil
 }

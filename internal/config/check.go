@@ -74,6 +74,7 @@ func (c *Config) check() []fault {
 	c.checkFilters(k)
 	c.checkAuth(k)
 	c.Policy.check(k)
+	c.checkSession(k)
 	c.checkWorkers(k)
 	c.checkMail(k)
 	return k.faults

@@ -32,6 +32,7 @@ type Config struct {
 	SMTPD    SMTPD    `toml:"smtpd"`
 	Store    Store    `toml:"store"`
 	POP3     POP3     `toml:"pop3"`
+	Session  Session  `toml:"session"`
 	Policy   Policy   `toml:"policy"`
 	Submit   Submit   `toml:"submit"`
 	Workers  []Worker `toml:"worker"`

@@ -44,6 +44,7 @@ func Default(mode, dir string) *Config {
 		Submit:  Submit{Socket: "/run/pennypost/submit"},
 	}
 	c.defaultMail()
+	c.Session = defaultSession()
 	c.SMTPD.Auth = SMTPDAuth{TokenTimeout: Duration(10 * time.Second), TokenMax: 8}
 	if mode == User {
 		state := xdg("XDG_STATE_HOME", ".local/state")

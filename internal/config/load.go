@@ -199,7 +199,7 @@ func (c *Config) absolute(dir string) {
 		&c.Spool, &c.Maildirs, &c.Relay.Auth, &c.DNS.Hosts, &c.TLS.Cert, &c.TLS.Key, &c.TLS.CA, &c.TLS.ClientCA,
 		&c.SMTPD.Auth.Senders, &c.SMTPD.Auth.Certificates, &c.SMTPD.Auth.TokenSocket,
 		&c.Accounts.Users, &c.Accounts.Secrets, &c.Accounts.AuthSocket, &c.Accounts.LookupSocket, &c.Accounts.Guesses, &c.Submit.Socket, &c.Policy.State, &c.Policy.RelayRecipients,
-		&c.Store.Control, &c.Store.Index,
+		&c.Store.Control, &c.Store.Index, &c.Session.Socket,
 	} {
 		abs(p)
 	}

@@ -151,3 +151,12 @@ func TestPrefixes(t *testing.T) {
 		t.Errorf("a name: %v", err)
 	}
 }
+
+func TestUIDs(t *testing.T) {
+	if got, err := UIDs([]string{"17", "root"}); err != nil || !slices.Equal(got, []int{17, 0}) {
+		t.Errorf("%v %v", got, err)
+	}
+	if _, err := UIDs([]string{"no such user"}); err == nil {
+		t.Error("a user that does not exist was looked up")
+	}
+}
