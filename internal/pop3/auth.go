@@ -1,11 +1,17 @@
 package pop3
 
 import (
+	"context"
 	"encoding/base64"
+	"encoding/json"
 	"errors"
+	"fmt"
+	"net"
+	"strconv"
 	"strings"
 
 	"pennypost/internal/auth"
+	"pennypost/internal/handover"
 	"pennypost/internal/login"
 	"pennypost/internal/mailbox"
 )
@@ -162,24 +168,81 @@ func (c *session) refuse(err error) error {
 	return c.fault("[SYS/TEMP] cannot check who you are right now, try again later")
 }
 
-// welcome opens the maildrop of a user who has logged in.
+// welcome opens the maildrop of a user who has logged in, or gives the session to a process that
+// may.
 func (c *session) welcome(id auth.Identity) error {
-	who := id.Address
-	box, err := c.srv.Open(c.ctx, who)
+	if taken, err := c.handOver(id); taken {
+		return nil
+	} else if err != nil {
+		return c.unopened(id.Address, err)
+	}
+	box, err := c.srv.Open(c.ctx, id.Address)
 	if err == nil {
 		err = c.enter(c.ctx, box)
 	}
+	if err != nil {
+		return c.unopened(id.Address, err)
+	}
+	c.who, c.errs = id.Address, 0
+	c.ok("welcome, " + strconv.Itoa(c.left) + " messages (" + itoa(c.octets) + " octets)")
+	return nil
+}
+
+// unopened answers a login that was right and yet opens no maildrop.
+func (c *session) unopened(user string, err error) error {
+	peer := c.peer.String()
 	switch {
-	case err == nil:
-		c.who, c.errs = who, 0
-		c.ok("welcome, " + itoa(int64(c.left)) + " messages (" + itoa(c.octets) + " octets)")
-		return nil
 	case errors.Is(err, mailbox.ErrInUse):
-		c.srv.Log.Warn("maildrop in use", "peer", c.peer.String(), "user", who)
+		c.srv.Log.Warn("maildrop in use", "peer", peer, "user", user)
 		return c.fault("[IN-USE] another session has the maildrop")
 	case errors.Is(err, ErrSoon):
 		return c.fault("[LOGIN-DELAY] the last login was a moment ago")
+	case errors.Is(err, handover.ErrRefused):
+		c.srv.Log.Error("no session for a user", "peer", peer, "user", user, "err", err)
+		return c.fault("[SYS/PERM] no session for this user")
 	}
-	c.srv.Log.Error("maildrop cannot be opened", "peer", c.peer.String(), "user", who, "err", err)
-	return c.err("[SYS/TEMP] cannot open the maildrop, try again later")
+	c.srv.Log.Error("maildrop cannot be opened", "peer", peer, "user", user, "err", err)
+	return c.fault("[SYS/TEMP] cannot open the maildrop, try again later")
+}
+
+// carried is what a session takes along to another process.
+type carried struct {
+	UTF8 bool   `json:"utf8,omitempty"`
+	Role string `json:"role"`
+}
+
+// handOver gives the connection to a process of the user, which answers the login.
+func (c *session) handOver(id auth.Identity) (taken bool, err error) {
+	if c.srv.HandOver == nil {
+		return false, nil
+	}
+	if err := c.flush(); err != nil {
+		return false, err
+	}
+	taken, err = c.srv.HandOver(c.ctx, c.conn, id.Address, handover.Request{
+		Protocol: handover.POP3, Ticket: id.Ticket, Peer: c.peer.Addr, TLS: c.tls,
+		Pending: c.in.buffered(), State: carried{UTF8: c.utf8, Role: c.srv.Role},
+	})
+	if taken {
+		c.closing, c.handed = true, true
+	}
+	return taken, err
+}
+
+// ServeSession serves a client who has logged in elsewhere. It closes conn.
+func (s *Server) ServeSession(ctx context.Context, conn net.Conn, f *handover.Facts) error {
+	var st carried
+	if err := json.Unmarshal(f.State, &st); err != nil {
+		return fmt.Errorf("state of the session: %w", err)
+	}
+	peer := Peer{Addr: f.Peer, Stdio: !f.Peer.IsValid()}
+	c := s.newSession(ctx, conn, peer)
+	c.utf8, c.role, c.secured = st.UTF8, st.Role, f.TLS != nil
+	c.in.buf, c.in.w = f.Pending, len(f.Pending)
+	stop := context.AfterFunc(ctx, c.wake)
+	defer stop()
+	_ = c.welcome(auth.Identity{Address: f.Address}) // it has answered; commands says it
+	c.closing = c.state == authorization             // without a maildrop there is nothing to do here
+	c.run()
+	return nil
 }

@@ -11,6 +11,7 @@ import (
 	"net/netip"
 	"time"
 
+	"pennypost/internal/handover"
 	"pennypost/internal/login"
 	"pennypost/internal/mailbox"
 )
@@ -65,6 +66,10 @@ type Server struct {
 	// Open opens and locks the maildrop of a user, for instance by OpenBox.
 	Open func(ctx context.Context, user string) (Maildrop, error)
 
+	// HandOver gives the connection of a user to a process that may open the maildrop, with the
+	// ticket that the login brought; false leaves the user to Open. nil: everybody is Open's.
+	HandOver func(ctx context.Context, conn net.Conn, user string, r handover.Request) (taken bool, err error)
+
 	UIDL       Format        // of unique-ids that no other server gave; zero: Dovecot's
 	Expire     int           // days that mail is kept here; below 0: for good; 0: it goes once it was fetched
 	LoginDelay time.Duration // announced; Open sees to it
@@ -90,5 +95,10 @@ func (s *Server) ServeConn(ctx context.Context, conn net.Conn, peer Peer) {
 	c := s.newSession(ctx, conn, peer)
 	stop := context.AfterFunc(ctx, c.wake)
 	defer stop()
+	if err := c.greet(); err != nil {
+		c.close(err)
+		c.hangUp()
+		return
+	}
 	c.run()
 }

@@ -69,7 +69,7 @@ func (c *session) send(m *entry, lines uint64) (sent bool, err error) {
 		if first && t.whole {
 			c.ok(itoa(m.size) + " octets")
 		} else if first {
-			c.ok("")
+			c.ok("top of message")
 		}
 		end = t.pass(buf[:n], first) || end
 		if err := c.room(); err != nil {

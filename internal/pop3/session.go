@@ -45,7 +45,9 @@ type session struct {
 	idle      int // commands before the login that led to none
 	closing   bool
 	linger    bool // input may be pending that nobody will read
-	handedOn  bool // the connection is somebody else's now
+	role      string
+	handed    bool // the connection is another process's now
+	secured   bool // TLS is in the hands of another process
 	started   time.Time
 	sent      int64 // octets of messages, as POP3 counts them
 	retr, top int
@@ -106,7 +108,7 @@ func commandFor(verb string) (command, bool) {
 }
 
 func (s *Server) newSession(ctx context.Context, conn net.Conn, peer Peer) *session {
-	c := &session{srv: s, ctx: ctx, raw: conn, conn: conn, peer: peer, state: authorization, started: time.Now()}
+	c := &session{srv: s, ctx: ctx, raw: conn, conn: conn, peer: peer, role: s.Role, state: authorization, started: time.Now()}
 	c.in = input{ctx: ctx, conn: conn, timeout: s.timeout(), flush: c.flush}
 	return c
 }
@@ -119,25 +121,25 @@ func (c *session) wake() {
 	_ = c.raw.SetReadDeadline(time.Unix(1, 0)) // fails only where there is nothing to wait for any more
 }
 
-// run is the whole session. It closes the connection unless that was handed on.
+// run is the session once it has begun. It closes the connection.
 func (c *session) run() {
-	why := c.commands()
-	c.close(why)
-	if !c.handedOn {
-		c.hangUp()
-	}
+	c.close(c.commands())
+	c.hangUp()
 }
 
-func (c *session) commands() error {
-	if c.srv.Role == TLS && c.tls == nil {
+// greet is what a client hears first.
+func (c *session) greet() error {
+	if c.srv.Role == TLS {
 		if err := c.handshake(); err != nil {
 			return err
 		}
 	}
-	if c.state == authorization {
-		// No "<": a client would take it for APOP's challenge (RFC 1939 §7).
-		c.ok(c.srv.Hostname + " Pennypost POP3 ready")
-	}
+	// No "<": a client would take it for APOP's challenge (RFC 1939 §7).
+	c.ok(c.srv.Hostname + " Pennypost POP3 ready")
+	return nil
+}
+
+func (c *session) commands() error {
 	for !c.closing {
 		if err := c.next(); err != nil {
 			return c.lost(err)
@@ -219,12 +221,7 @@ func (c *session) line(parts ...string) {
 	c.out = append(c.out, '\r', '\n')
 }
 
-func (c *session) ok(text string) {
-	if text != "" {
-		text = " " + text
-	}
-	c.line("+OK", text)
-}
+func (c *session) ok(text string) { c.line("+OK ", text) }
 
 func (c *session) err(text string) error {
 	c.line("-ERR ", text)
@@ -401,7 +398,7 @@ func (c *session) lang(arg string) error {
 }
 
 func (c *session) noop(string) error {
-	c.ok("")
+	c.ok("still here")
 	return nil
 }
 

@@ -139,7 +139,7 @@ func (c *session) rset(string) error {
 			c.octets += m.size
 		}
 	}
-	c.ok(strconv.Itoa(c.left) + " messages")
+	c.ok("no message goes at QUIT")
 	return nil
 }
 
@@ -224,8 +224,8 @@ func (c *session) close(why error) {
 	if c.who != "" {
 		attrs = append(attrs, slog.String("user", c.who))
 	}
-	attrs = append(attrs, slog.String("role", c.srv.Role), slog.Bool("tls", c.tls != nil))
-	if c.who == "" && why == nil || c.handedOn {
+	attrs = append(attrs, slog.String("role", c.role), slog.Bool("tls", c.tls != nil || c.secured))
+	if c.who == "" && why == nil || c.handed {
 		return // a health check, or somebody else's line
 	}
 	if c.who != "" {

@@ -1,0 +1,65 @@
+// Command mpop3d lets users fetch their mail by POP3.
+package main
+
+import (
+	"context"
+	"net"
+
+	urfave "github.com/urfave/cli/v2"
+
+	"pennypost/internal/cli"
+	"pennypost/internal/daemon"
+	"pennypost/internal/pop3"
+	"pennypost/internal/serve"
+)
+
+func main() { cli.Main(app()) }
+
+func app() *urfave.App {
+	return &urfave.App{
+		Name: "mpop3d", Usage: "let users fetch their mail by POP3",
+		Flags: []urfave.Flag{
+			cli.Config(), cli.JSON(), cli.Role("pop3 or pop3s"),
+			cli.Listen("serve `ADDR[=ROLE]`: HOST:PORT, the path of a UNIX socket, or \"config\" for pop3.listen"),
+			cli.Idle(), cli.NotifyFd(),
+			&urfave.BoolFlag{Name: "session", Usage: "serve the user that descriptor 3 tells of, on standard input and output"},
+		},
+		Action: run,
+	}
+}
+
+func run(c *urfave.Context) error {
+	if c.NArg() > 0 {
+		return cli.Usage("unexpected operand %q", c.Args().First())
+	}
+	cfg, err := cli.Load(c)
+	if err != nil {
+		return err
+	}
+	if c.Bool("session") {
+		return session(c, cfg)
+	}
+	d, err := daemon.New(cli.ServingOf(c), cfg, daemon.Frame{
+		Tool: "mpop3d", Roles: pop3.Roles(), Default: pop3.Clear,
+		Listen: cfg.POP3.Listen, ListenKey: "pop3.listen",
+		Idle: cfg.POP3.Idle.Std(), MaxSessions: cfg.POP3.MaxSessions,
+		Busy:      "-ERR [SYS/TEMP] too many sessions, try again later\r\n",
+		ProxyFrom: cfg.POP3.ProxyFrom, ProxyKey: "pop3.proxy_from",
+	})
+	if err != nil {
+		return err
+	}
+	servers, err := newServers(cfg, d.Log, d.Single)
+	if err != nil {
+		return err
+	}
+	check := func(role string) error { _, err := servers.role(role); return err }
+	return d.Run(c.Context, check, func(ctx context.Context, conn net.Conn, p serve.Peer, role string) {
+		s, err := servers.role(role)
+		if err != nil {
+			d.Log.Error("role cannot be served", "role", role, "err", err)
+			return
+		}
+		s.ServeConn(ctx, conn, pop3.Peer{Addr: p.Addr, Stdio: p.Stdio})
+	})
+}
