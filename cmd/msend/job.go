@@ -67,6 +67,8 @@ func (j *job) run(ctx context.Context) error {
 	if err != nil {
 		return err
 	}
+	var watch interrupt
+	j.stdin = watch.reader(j.stdin)
 	msg, err := j.letter(env)
 	if err != nil {
 		return err
@@ -90,10 +92,16 @@ func (j *job) run(ctx context.Context) error {
 	if err != nil {
 		return err
 	}
-	if err := j.write(m, msg); err != nil {
-		return errors.Join(err, m.Abort())
+	if err := j.write(m, msg, &watch); err != nil {
+		err = errors.Join(err, m.Abort())
+		watch.stop()
+		watch.die()
+		return err
 	}
-	if _, err := m.Commit(); err != nil {
+	// A signal that comes now is too late: half a commit would be worse for everybody.
+	_, err = m.Commit()
+	watch.stop()
+	if err != nil {
 		return err
 	}
 	if j.dryRun {
@@ -288,9 +296,9 @@ func (s source) Read(p []byte) (int, error) {
 }
 
 // write brings the message to its end.
-func (j *job) write(m *submit.Message, msg *compose.Message) error {
+func (j *job) write(m *submit.Message, msg *compose.Message, watch *interrupt) error {
 	if msg != nil {
-		return compose.Write(m, msg)
+		return compose.Write(watch.writer(m), msg)
 	}
 	_, err := m.ReadFrom(j.stdin)
 	if errors.Is(err, submit.ErrRead) {

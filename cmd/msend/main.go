@@ -18,9 +18,9 @@ func main() {
 	case "sendmail", "mailq", "newaliases":
 		os.Exit(sendmail(name, os.Args[1:]))
 	}
-	// Not cli.Main: a handler for signals would only be in the way. An interrupt ends the process
-	// at once, also while it waits for input, and leaves at most an unfinished file, which the
-	// spool's cleaner takes; and the handler's threads are a fifth of the time that msend takes.
+	// Not cli.Main: its handler for signals would only be in the way. An interrupt ends the process
+	// at once, also while it waits for input, and the handler's threads are a fifth of the time
+	// that msend takes. Only a message long enough to have a file in the spool is watched over.
 	os.Exit(cli.Run(context.Background(), app(), os.Args))
 }
 

@@ -13,8 +13,10 @@ import (
 	"strings"
 	"syscall"
 	"testing"
+	"time"
 
 	"pennypost/internal/envelope"
+	"pennypost/internal/mailtest"
 	"pennypost/internal/spool"
 )
 
@@ -387,5 +389,63 @@ func TestRoundTrip(t *testing.T) {
 		if want := strings.TrimSuffix(in, "\n"); strings.TrimSuffix(body, "\n") != want {
 			t.Errorf("%s: %q, want %q", name, body, in)
 		}
+	}
+}
+
+// TestInterrupt: whoever stops a long message half-way leaves nothing in the spool, and the tool
+// dies of the signal as if nothing had been done about it. One who has the signal ignored, does.
+func TestInterrupt(t *testing.T) {
+	long := []byte("Subject: long\n\n" + strings.Repeat("a line of text\n", 20_000))
+	for _, c := range []struct {
+		name string
+		sig  syscall.Signal
+		args []string
+		dies bool
+	}{
+		{"^C", syscall.SIGINT, []string{"msend", "bob@example.test"}, true},
+		{"told to end", syscall.SIGTERM, []string{"msend", "-t", "bob@example.test"}, true},
+		{"terminal gone", syscall.SIGHUP, []string{"msend", "-s", "x", "-a", "-", "bob@example.test"}, true},
+		{"as sendmail", syscall.SIGINT, []string{"sendmail", "bob@example.test"}, true},
+		{"nohup", syscall.SIGHUP, []string{"sh", "-c", `trap "" HUP; exec msend bob@example.test`}, false},
+	} {
+		t.Run(c.name, func(t *testing.T) {
+			w := newWorld(t)
+			name := c.args[0]
+			if name != "sh" {
+				name = filepath.Join(w.bin, name)
+			}
+			cmd := exec.Command(name, c.args[1:]...)
+			cmd.Env, cmd.Dir = w.env, w.dir
+			in, err := cmd.StdinPipe()
+			if err == nil {
+				err = cmd.Start()
+			}
+			if err == nil {
+				_, err = in.Write(long) // more than the pipe holds: when it is written, most of it is read
+			}
+			if err != nil {
+				t.Fatal(err)
+			}
+			incoming := filepath.Join(w.spool, "incoming")
+			if !mailtest.Wait(10*time.Second, func() bool { return len(files(t, incoming)) == 1 }) {
+				t.Error("no file in the spool")
+			}
+			if err := cmd.Process.Signal(c.sig); err != nil {
+				t.Error(err)
+			}
+			if !c.dies {
+				in.Close()
+			}
+			err = cmd.Wait()
+			in.Close()
+			left := len(files(t, incoming))
+			st, _ := cmd.ProcessState.Sys().(syscall.WaitStatus)
+			if c.dies && (!st.Signaled() || st.Signal() != c.sig || left != 0) {
+				t.Errorf("%v, %d files left", err, left)
+			}
+			if !c.dies && (err != nil || left != 1) {
+				t.Errorf("%v, %d messages", err, left)
+			}
+		})
 	}
 }
