@@ -149,7 +149,12 @@ func reserved(level string) bool {
 	case ".", "..", "cur", "new", "tmp", "subscriptions", "maildirsize", FolderFile:
 		return true
 	}
-	return strings.HasPrefix(level, "dovecot") || strings.HasPrefix(level, "courier") || strings.HasPrefix(level, "pennypost-")
+	for _, p := range []string{"dovecot-", "dovecot.", "courierimap", "courierpop3", "pennypost-"} {
+		if strings.HasPrefix(level, p) {
+			return true
+		}
+	}
+	return false
 }
 
 const hexDigits = "0123456789abcdef"

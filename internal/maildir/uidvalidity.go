@@ -132,3 +132,45 @@ func lastUIDValidity(fsys durable.FS, root string) (last uint32, marks int, err 
 	}
 	return last, marks, nil
 }
+
+// LastUIDValidity is the last UIDVALIDITY that NextUIDValidity, or Dovecot, has given out; 0 when
+// there was none yet.
+func LastUIDValidity(fsys durable.FS, root string) (uint32, error) {
+	last, _, err := lastUIDValidity(fsys, root)
+	return last, err
+}
+
+// RaiseUIDValidity has NextUIDValidity go on above v.
+func RaiseUIDValidity(fsys durable.FS, root string, v uint32) error {
+	last, marks, err := lastUIDValidity(fsys, root)
+	if err != nil || last >= v && marks > 0 {
+		return err
+	}
+	v = max(v, last)
+	if err := firstMark(fsys, root, v); err != nil && !errors.Is(err, fs.ErrExist) {
+		return err
+	}
+	return writeUIDValidity(fsys, root, v)
+}
+
+// ReadValidity reads the UIDVALIDITY of the folder whose uidlist is in dir; 0 when there is none
+// that can be read.
+func ReadValidity(fsys durable.FS, dir string) (uint32, error) {
+	f, err := fsys.OpenFile(filepath.Join(dir, UIDListName), os.O_RDONLY, 0)
+	if errors.Is(err, fs.ErrNotExist) {
+		return 0, nil
+	}
+	if err != nil {
+		return 0, err
+	}
+	b, err := io.ReadAll(io.LimitReader(f, maxUIDLine))
+	if err = errors.Join(err, f.Close()); err != nil {
+		return 0, err
+	}
+	line, _, _ := strings.Cut(string(b), "\n")
+	l := new(UIDList)
+	if err := l.Parse(line+"\n", nil); err != nil {
+		return 0, nil // of a later version: not ours to judge
+	}
+	return l.Validity, nil
+}
