@@ -139,7 +139,8 @@ const maxFDs = 4
 func (s socket) read(p []byte) (int, []int, error) {
 	oob := make([]byte, syscall.CmsgSpace(4*maxFDs))
 	n, oobn, flags, _, err := s.c.ReadMsgUnix(p, oob)
-	if oobn == 0 {
+	n = max(n, 0) // it is -1 with an error
+	if oobn <= 0 {
 		return n, nil, err
 	}
 	msgs, perr := syscall.ParseSocketControlMessage(oob[:oobn])
