@@ -27,8 +27,23 @@ type instance struct {
 	Ports map[string]int `json:"ports"` // by role
 }
 
-// roles are the TCP roles of msmtpd, in the order they are started.
-var roles = []string{"mx", "submission", "submissions"}
+// port is a TCP port of the sandbox, by the role of who serves it.
+type port struct {
+	role, tool string
+	env        string // its variable
+	tls        bool   // from the first octet
+	ready      string // how the greeting begins
+	each       bool   // under inetd: a process for each connection
+}
+
+// ports are served in every mode, in the order they are started.
+var ports = []port{
+	{"mx", "msmtpd", "PP_SMTP_PORT", false, "220 ", true},
+	{"submission", "msmtpd", "PP_SUBMISSION_PORT", false, "220 ", false},
+	{"submissions", "msmtpd", "PP_SUBMISSIONS_PORT", true, "220 ", false},
+	{"pop3", "mpop3d", "PP_POP3_PORT", false, "+OK ", true},
+	{"pop3s", "mpop3d", "PP_POP3S_PORT", true, "+OK ", false},
+}
 
 func up(args []string) error {
 	dir, opt, given, err := parse(args)
@@ -52,11 +67,17 @@ func up(args []string) error {
 	if err != nil {
 		return err
 	}
-	if !old || given {
+	switch {
+	case !old || given:
 		if old {
 			in.Opt = opt
 		}
 		if err := in.write(); err != nil {
+			return err
+		}
+	case in.grown():
+		// Made by an older version: the new ports are added, and nothing else is touched.
+		if err := errors.Join(in.choosePorts(), in.writeEnv(), in.save()); err != nil {
 			return err
 		}
 	}
@@ -67,6 +88,22 @@ func up(args []string) error {
 		return errors.Join(err, down(dir))
 	}
 	return nil
+}
+
+// grown tells whether there are ports that the instance has not.
+func (in *instance) grown() bool {
+	for _, p := range ports {
+		if in.Ports[p.role] == 0 {
+			return true
+		}
+	}
+	return false
+}
+
+// save writes what load reads.
+func (in *instance) save() error {
+	b, err := json.MarshalIndent(in, "", "\t")
+	return errors.Join(err, os.WriteFile(in.path("sandbox.json"), b, 0o600))
 }
 
 func (in *instance) path(name string) string { return filepath.Join(in.dir, name) }
@@ -105,11 +142,7 @@ func (in *instance) write() error {
 	}
 	steps := []func() error{
 		func() error { return certificates(in.path("etc"), names) },
-		in.writeConfig, in.initSpool, in.writeAccounts, in.writeEnv,
-		func() error {
-			b, err := json.MarshalIndent(in, "", "\t")
-			return errors.Join(err, os.WriteFile(in.path("sandbox.json"), b, 0o600))
-		},
+		in.writeConfig, in.initSpool, in.writeAccounts, in.writeEnv, in.save,
 	}
 	for _, s := range steps {
 		if err := s(); err != nil {
@@ -128,8 +161,8 @@ func (in *instance) choosePorts() error {
 	if in.Opt.SMTPPort != 0 {
 		in.Ports["mx"] = in.Opt.SMTPPort
 	}
-	for _, r := range roles {
-		if in.Ports[r] != 0 {
+	for _, p := range ports {
+		if in.Ports[p.role] != 0 {
 			continue
 		}
 		l, err := net.Listen("tcp", net.JoinHostPort(in.Opt.Host, "0"))
@@ -137,7 +170,7 @@ func (in *instance) choosePorts() error {
 			return err
 		}
 		defer l.Close()
-		in.Ports[r] = l.Addr().(*net.TCPAddr).Port
+		in.Ports[p.role] = l.Addr().(*net.TCPAddr).Port
 	}
 	return nil
 }
@@ -239,9 +272,9 @@ func (in *instance) writeEnv() error {
 		fmt.Fprintf(&b, "%s=%s\n", name, value)
 	}
 	set("PP_HOST", in.Opt.Host)
-	set("PP_SMTP_PORT", strconv.Itoa(in.Ports["mx"]))
-	set("PP_SUBMISSION_PORT", strconv.Itoa(in.Ports["submission"]))
-	set("PP_SUBMISSIONS_PORT", strconv.Itoa(in.Ports["submissions"]))
+	for _, p := range ports {
+		set(p.env, strconv.Itoa(in.Ports[p.role]))
+	}
 	set("PP_SUBMIT_SOCKET", in.socket())
 	set("PP_CA", in.path("etc/ca.pem"))
 	set("PP_CONFIG", in.config())
@@ -256,18 +289,10 @@ func (in *instance) writeEnv() error {
 // commands is what runs, in the order it is started.
 func (in *instance) commands() ([]command, error) {
 	cmds := []command{{"mqueue", []string{in.prog("mqueue"), "--config", in.config(), "run"}}}
-	smtpd := func(role string) []string {
-		return []string{in.prog("msmtpd"), "--config", in.config(), "--role", role}
-	}
+	local := port{role: "local", tool: "msmtpd"}
 	if in.Opt.Mode == "inetd" {
-		c, err := in.inetd(smtpd)
+		c, err := in.inetd(local)
 		return append(cmds, c...), err
-	}
-	addr := func(role string) string {
-		if role == "local" {
-			return in.socket()
-		}
-		return net.JoinHostPort(in.Opt.Host, strconv.Itoa(in.Ports[role]))
 	}
 	activate := ""
 	if in.Opt.Mode == "systemd" {
@@ -276,22 +301,36 @@ func (in *instance) commands() ([]command, error) {
 			return nil, err
 		}
 	}
-	for _, r := range append(roles[:len(roles):len(roles)], "local") {
-		name, args := "msmtpd-"+r, append(smtpd(r), "--listen", addr(r))
+	for _, p := range append(ports[:len(ports):len(ports)], local) {
+		args := append(in.serve(p), "--listen", in.addr(p))
 		if activate != "" {
-			args = append([]string{activate, "--accept", "--fdname=" + r, "--listen=" + addr(r)}, smtpd(r)...)
+			args = append([]string{activate, "--accept", "--fdname=" + p.role, "--listen=" + in.addr(p)}, in.serve(p)...)
 		}
-		cmds = append(cmds, command{name, args})
+		cmds = append(cmds, command{p.name(), args})
 	}
 	return cmds, nil
 }
 
+func (p port) name() string { return p.tool + "-" + p.role }
+
+// serve is the command that serves a port somebody else has opened.
+func (in *instance) serve(p port) []string {
+	return []string{in.prog(p.tool), "--config", in.config(), "--role", p.role}
+}
+
+func (in *instance) addr(p port) string {
+	if p.role == "local" {
+		return in.socket()
+	}
+	return net.JoinHostPort(in.Opt.Host, strconv.Itoa(in.Ports[p.role]))
+}
+
 func (in *instance) prog(name string) string { return filepath.Join(in.bin, name) }
 
-// inetd writes inetd.conf: the MX starts a process a connection, the others one for many.
+// inetd writes inetd.conf: some ports start a process a connection, the others one for many.
 // The local socket has its own listener: who asks there is a matter of UNIX sockets, which
 // inetd does not know on every system.
-func (in *instance) inetd(smtpd func(string) []string) ([]command, error) {
+func (in *instance) inetd(local port) ([]command, error) {
 	prog, err := find("inetd", "openbsd-inetd")
 	if err != nil {
 		return nil, err
@@ -301,14 +340,14 @@ func (in *instance) inetd(smtpd func(string) []string) ([]command, error) {
 		return nil, err
 	}
 	var b strings.Builder
-	for _, r := range roles {
+	for _, p := range ports {
 		// The default limit of starts a minute would close connections without a word.
 		wait := "wait"
-		if r == "mx" {
+		if p.each {
 			wait = "nowait.100000"
 		}
-		args := smtpd(r)
-		fmt.Fprintf(&b, "%s:%d stream tcp %s %s %s msmtpd %s\n", in.Opt.Host, in.Ports[r], wait, me.Username, args[0], strings.Join(args[1:], " "))
+		args := in.serve(p)
+		fmt.Fprintf(&b, "%s:%d stream tcp %s %s %s %s %s\n", in.Opt.Host, in.Ports[p.role], wait, me.Username, args[0], p.tool, strings.Join(args[1:], " "))
 	}
 	conf := in.path("etc/inetd.conf")
 	if err := os.WriteFile(conf, []byte(b.String()), 0o644); err != nil {
@@ -316,7 +355,7 @@ func (in *instance) inetd(smtpd func(string) []string) ([]command, error) {
 	}
 	return []command{
 		{"inetd", []string{prog, "-i", conf}},
-		{"msmtpd-local", append(smtpd("local"), "--listen", in.socket())},
+		{local.name(), append(in.serve(local), "--listen", in.addr(local))},
 	}, nil
 }
 
@@ -373,10 +412,7 @@ func (in *instance) launch() error {
 // ready waits until every port answers as it should and the scheduler takes commands.
 func (in *instance) ready() error {
 	checks := map[string]func() error{
-		"mx":          func() error { return in.greeting("mx", nil) },
-		"submission":  func() error { return in.greeting("submission", nil) },
-		"submissions": func() error { return in.greeting("submissions", in.tls()) },
-		"local":       func() error { return greeted(net.Dial("unix", in.socket())) },
+		"local": func() error { c, err := net.Dial("unix", in.socket()); return greeted("220 ", c, err) },
 		"mqueue": func() error {
 			c, err := net.Dial("unix", in.path("spool/control"))
 			if err != nil {
@@ -384,6 +420,9 @@ func (in *instance) ready() error {
 			}
 			return c.Close()
 		},
+	}
+	for _, p := range ports {
+		checks[p.role] = func() error { return in.greeting(p) }
 	}
 	for begin := time.Now(); ; pause() {
 		var last error
@@ -403,16 +442,17 @@ func (in *instance) ready() error {
 	}
 }
 
-func (in *instance) greeting(role string, conf *tls.Config) error {
-	addr := net.JoinHostPort(in.Opt.Host, strconv.Itoa(in.Ports[role]))
+func (in *instance) greeting(p port) error {
 	d := net.Dialer{Timeout: 5 * time.Second}
-	if conf != nil {
-		return greeted((&tls.Dialer{NetDialer: &d, Config: conf}).Dial("tcp", addr))
+	dial := d.Dial
+	if p.tls {
+		dial = (&tls.Dialer{NetDialer: &d, Config: in.tls()}).Dial
 	}
-	return greeted(d.Dial("tcp", addr))
+	c, err := dial("tcp", in.addr(p))
+	return greeted(p.ready, c, err)
 }
 
-func greeted(c net.Conn, err error) error {
+func greeted(want string, c net.Conn, err error) error {
 	if err != nil {
 		return err
 	}
@@ -422,7 +462,7 @@ func greeted(c net.Conn, err error) error {
 	}
 	r := bufio.NewReader(c)
 	line, err := r.ReadString('\n')
-	if err != nil || !strings.HasPrefix(line, "220 ") {
+	if err != nil || !strings.HasPrefix(line, want) {
 		return fmt.Errorf("greeting %q: %w", line, err)
 	}
 	if _, err := fmt.Fprint(c, "QUIT\r\n"); err != nil {
