@@ -46,11 +46,14 @@ func (a *addresses) next() (address, bool) {
 			return address{}, true
 		}
 		a.count++
-		return a.element(), true
+		if ad := a.element(); ad.box != nil {
+			return ad, true
+		}
 	}
 }
 
-// element reads a group's beginning or a mailbox. It always steps forward.
+// element reads a group's beginning or a mailbox; what it returns has no box when there is
+// neither. It always steps forward.
 func (a *addresses) element() address {
 	start := a.i
 	name, ok := a.phrase()
@@ -100,6 +103,9 @@ func (a *addresses) bare() (ad address) {
 		}
 	}
 	a.resync(&ad)
+	if ad.box == nil && ad.host == nil && ad.name == nil {
+		return ad // nothing legible
+	}
 	if ad.box == nil {
 		ad.box = []byte(missingBox)
 	}

@@ -112,9 +112,8 @@ func (p *Parser) header(q *Part, mime, digest bool) (bound []byte, inside bool) 
 		}
 		if line[0] == '-' && !s.cont && p.delimiter(line) {
 			// The empty line is missing. The line end before this one is the boundary's.
-			p.at = s.mark()
-			if !fresh {
-				p.at = p.at.beforeLine(s.crlf)
+			if p.at = s.mark(); !fresh {
+				p.at = s.beforeLine()
 			}
 			break
 		}
@@ -168,7 +167,7 @@ func (p *Parser) extend(text []byte) {
 }
 
 // keep files the field that has ended. Of several content fields of one name the first
-// counts, of several others the last one, as in Dovecot.
+// counts, of several others the last one, and address lists are joined, as in Dovecot.
 func (p *Parser) keep(id fieldID, q *Part, c *contents) {
 	if id == noField {
 		return
@@ -176,7 +175,7 @@ func (p *Parser) keep(id fieldID, q *Part, c *contents) {
 	v := p.settle()
 	switch {
 	case id >= fieldDate:
-		q.Fields.set(id, v)
+		p.set(q.Fields, id, v)
 	case c.value[id] == nil:
 		c.value[id] = v
 	}
@@ -201,24 +200,24 @@ func (p *Parser) settle() []byte {
 	return p.arena[n:len(p.arena):len(p.arena)]
 }
 
-func (h *Header) set(id fieldID, v []byte) {
+func (p *Parser) set(h *Header, id fieldID, v []byte) {
 	switch id {
 	case fieldDate:
 		h.Date = v
 	case fieldSubject:
 		h.Subject = v
 	case fieldFrom:
-		h.From = v
+		h.From = p.merge(h.From, v)
 	case fieldSender:
-		h.Sender = v
+		h.Sender = p.merge(h.Sender, v)
 	case fieldReplyTo:
-		h.ReplyTo = v
+		h.ReplyTo = p.merge(h.ReplyTo, v)
 	case fieldTo:
-		h.To = v
+		h.To = p.merge(h.To, v)
 	case fieldCc:
-		h.Cc = v
+		h.Cc = p.merge(h.Cc, v)
 	case fieldBcc:
-		h.Bcc = v
+		h.Bcc = p.merge(h.Bcc, v)
 	case fieldInReplyTo:
 		h.InReplyTo = v
 	case fieldMessageID:
@@ -226,6 +225,19 @@ func (h *Header) set(id fieldID, v []byte) {
 	case fieldReferences:
 		h.References = v
 	}
+}
+
+// merge makes one list of address fields that should have been one (RFC 5322 §3.6).
+func (p *Parser) merge(old, v []byte) []byte {
+	n := len(old) + 2 + len(v)
+	switch {
+	case old == nil:
+		return v
+	case len(v) == 0 || n > min(keepField, keepTotal-p.kept):
+		return old
+	}
+	p.kept += n
+	return append(append(append(make([]byte, 0, n), old...), ", "...), v...)
 }
 
 // ReadHeader picks the fields out of a header that lies in memory.

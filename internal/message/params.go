@@ -321,7 +321,7 @@ func (p *Parser) describe(q *Part, c *contents, digest bool) (bound []byte) {
 	if v := c.value[contentEncoding]; v != nil {
 		l := lexer{b: v}
 		if l.space(); l.more() {
-			if t := l.run(classToken); len(t) > 0 {
+			if t := l.run(classToken); len(t) > 0 && l.space() && !l.more() {
 				q.Encoding = t
 			}
 		}
@@ -351,27 +351,31 @@ func encoded(encoding []byte) bool {
 func (p *Parser) contentType(q *Part, v []byte) (bound []byte) {
 	l := lexer{b: v}
 	l.space()
-	q.Type = l.run(classToken)
-	if l.space() && l.at('/') {
-		l.i++
-		if l.space() && l.more() {
-			q.Subtype = l.run(classToken)
-			if l.space() {
-				q.Params = p.params(&l)
-			}
-		}
+	typ := l.run(classToken)
+	if !l.space() || !l.at('/') {
+		q.Kind = Text // RFC 2045 §5.2: what is no type is text/plain
+		return nil
+	}
+	l.i++
+	l.space()
+	sub := l.run(classToken)
+	if len(typ) == 0 || len(sub) == 0 {
+		q.Kind = Text
+		return nil
+	}
+	q.Type, q.Subtype = typ, sub
+	if l.space() {
+		q.Params = p.params(&l)
 	}
 	switch {
-	case bytes.EqualFold(q.Type, []byte("text")):
+	case bytes.EqualFold(typ, []byte("text")):
 		q.Kind = Text
-	case q.Subtype == nil:
-		q.Kind = Leaf
-	case bytes.EqualFold(q.Type, []byte("multipart")):
+	case bytes.EqualFold(typ, []byte("multipart")):
 		q.Kind = Multipart
 		if b := param(q.Params, "boundary"); len(b) > 0 {
 			bound = b
 		}
-	case bytes.EqualFold(q.Type, []byte("message")) && (bytes.EqualFold(q.Subtype, []byte("rfc822")) || bytes.EqualFold(q.Subtype, []byte("global"))):
+	case bytes.EqualFold(typ, []byte("message")) && (bytes.EqualFold(sub, []byte("rfc822")) || bytes.EqualFold(sub, []byte("global"))):
 		q.Kind = Message
 	}
 	return bound

@@ -18,18 +18,19 @@ const (
 // Parser parses one message after the other in the same memory. It is not for concurrent
 // use; the zero value is ready. What it returned is valid until its next use.
 type Parser struct {
-	src   source
-	arena []byte // values of kept fields
-	kept  int    // octets kept so far
-	parts slab[Part]
-	heads slab[Header]
-	lists slab[*Part]
-	param slab[Param]
-	langs slab[[]byte]
-	open  []boundary
-	kids  []*Part // children of parts not yet complete
-	count int
-	depth int
+	src           source
+	arena         []byte // values of kept fields
+	kept          int    // octets kept so far
+	parts         slab[Part]
+	heads         slab[Header]
+	lists         slab[*Part]
+	param         slab[Param]
+	langs         slab[[]byte]
+	open          [][]byte         // boundaries of the multiparts whose end has not been seen
+	heads8, masks [maxDepth]uint64 // the first octets of each, and which of the eight count
+	kids          []*Part          // children of parts not yet complete
+	count         int
+	depth         int
 
 	first [256]uint8 // how many of open begin with this octet
 	deaf  int        // an index in open whose lines begin no part any more, -1 for none
@@ -40,14 +41,6 @@ type Parser struct {
 
 	field []byte // the field being read, unfolded, in arena
 	raw   []rawParam
-}
-
-// boundary is the delimiter of a multipart whose end has not been seen.
-type boundary struct {
-	name []byte
-	// The first eight octets, so that a line that begins none of a hundred delimiters
-	// costs a hundred comparisons of one word.
-	head, mask uint64
 }
 
 // Parse is Parser.Parse for a single message.
@@ -130,9 +123,7 @@ func (p *Parser) empty() *Part {
 func (p *Parser) multipart(q *Part, bound []byte) {
 	digest := bytes.EqualFold(q.Subtype, []byte("digest"))
 	k := len(p.open)
-	b := newBoundary(bound)
-	p.open = append(p.open, b)
-	p.first[b.name[0]]++
+	p.push(bound)
 	first := len(p.kids)
 	p.body() // preamble
 	for p.hit == k && !p.close {
@@ -145,8 +136,7 @@ func (p *Parser) multipart(q *Part, bound []byte) {
 			p.deaf = -1
 		}
 	}
-	p.open = p.open[:k]
-	p.first[b.name[0]]--
+	p.pop()
 	if p.hit == k {
 		p.src.skipLine()
 		p.body() // epilogue
@@ -155,19 +145,30 @@ func (p *Parser) multipart(q *Part, bound []byte) {
 	p.kids = p.kids[:first]
 }
 
-func newBoundary(name []byte) boundary {
-	b := boundary{name: name[:min(len(name), maxBoundary)]}
-	b.head, b.mask = word(b.name), ^uint64(0)
-	if n := len(b.name); n < 8 {
-		b.mask >>= 8 * (8 - n)
+// push opens a boundary. A line that begins none of a hundred costs a hundred comparisons
+// of one word.
+func (p *Parser) push(name []byte) {
+	i := len(p.open)
+	name = name[:min(len(name), maxBoundary)]
+	p.open = append(p.open, name)
+	p.heads8[i], p.masks[i] = word(name), ^uint64(0)
+	if n := len(name); n < 8 {
+		p.masks[i] >>= 8 * (8 - n)
+		p.heads8[i] &= p.masks[i]
 	}
-	return b
+	p.first[name[0]]++
 }
 
-// word is the first eight octets of b, zeros after its end.
+func (p *Parser) pop() {
+	i := len(p.open) - 1
+	p.first[p.open[i][0]]--
+	p.open = p.open[:i]
+}
+
+// word is the first eight octets of b. Those after its end are whatever lies there.
 func word(b []byte) uint64 {
-	if len(b) >= 8 {
-		return binary.LittleEndian.Uint64(b)
+	if cap(b) >= 8 {
+		return binary.LittleEndian.Uint64(b[:8])
 	}
 	var w [8]byte
 	copy(w[:], b)
@@ -187,9 +188,8 @@ func (p *Parser) body() {
 			if b := s.peek(); len(b) == 0 {
 				break
 			} else if b[0] == '-' && p.delimiter(b) {
-				p.at = s.mark()
-				if !fresh {
-					p.at = p.at.beforeLine(s.crlf)
+				if p.at = s.mark(); !fresh {
+					p.at = s.beforeLine()
 				}
 				return
 			}
@@ -248,23 +248,25 @@ func (p *Parser) delimiter(line []byte) bool {
 	if len(p.open) == 0 || len(line) < 3 || line[0] != '-' || line[1] != '-' {
 		return false
 	}
+	if p.first[line[2]] == 0 {
+		return false
+	}
 	line = trimEOL(line[2:])
 	w := word(line)
+	heads, masks := p.heads8[:len(p.open)], p.masks[:len(p.open)]
 	best := -1
-	for i := len(p.open) - 1; i >= 0; i-- {
-		b := &p.open[i]
-		if (w^b.head)&b.mask != 0 || best >= 0 && len(b.name) <= len(p.open[best].name) || !bytes.HasPrefix(line, b.name) {
+	for i, h := range heads {
+		if (w^h)&masks[i] != 0 {
 			continue
 		}
-		best = i
-		if rest := line[len(b.name):]; len(rest) == 0 || string(rest) == "--" {
-			break
+		if name := p.open[i]; (best < 0 || len(name) >= len(p.open[best])) && bytes.HasPrefix(line, name) {
+			best = i
 		}
 	}
 	if best < 0 {
 		return false
 	}
-	p.hit, p.close = best, bytes.HasPrefix(line[len(p.open[best].name):], []byte("--"))
+	p.hit, p.close = best, bytes.HasPrefix(line[len(p.open[best]):], []byte("--"))
 	return best != p.deaf || p.close
 }
 

@@ -17,9 +17,10 @@ type source struct {
 	err  error
 	eof  bool
 
-	counter      // of everything before pos
-	cont    bool // the line at pos began before it
-	crlf    bool // the line end before pos is CR LF
+	counter         // of everything before buf[counted]
+	counted int     // at most pos
+	last    [2]byte // the octets before the window
+	cont    bool    // the line at pos began before it
 }
 
 func (s *source) reset(r io.ReaderAt, size int64) {
@@ -39,6 +40,11 @@ func (s *source) more() bool {
 	if s.eof || s.err != nil || s.pos == 0 && s.end == len(s.buf) {
 		return false
 	}
+	s.count()
+	if s.pos > 0 {
+		s.last = [2]byte{s.before(2), s.before(1)}
+	}
+	s.counted = 0
 	copy(s.buf, s.buf[s.pos:s.end])
 	s.base += int64(s.pos)
 	s.end -= s.pos
@@ -80,20 +86,27 @@ func (s *source) peek() []byte {
 	}
 }
 
+// before returns the octet n before pos, n being 1 or 2; 0 at the beginning.
+func (s *source) before(n int) byte {
+	if s.pos >= n {
+		return s.buf[s.pos-n]
+	}
+	return s.last[2+s.pos-n]
+}
+
 // skip steps over the first n octets of the unread window.
 func (s *source) skip(n int) {
 	if n == 0 {
 		return
 	}
-	b := s.buf[s.pos : s.pos+n]
-	if n >= 2 {
-		s.crlf = b[n-2] == '\r'
-	} else {
-		s.crlf = s.prev == '\r'
-	}
-	s.add(b)
 	s.pos += n
-	s.cont = b[n-1] != '\n'
+	s.cont = s.buf[s.pos-1] != '\n'
+}
+
+// count brings the counter to pos.
+func (s *source) count() {
+	s.add(s.buf[s.counted:s.pos])
+	s.counted = s.pos
 }
 
 // skipLine steps over the rest of the line at pos.
@@ -110,13 +123,16 @@ func (s *source) skipLine() {
 // mark is a place in the message.
 type mark struct{ off, octets, lines int64 }
 
-func (s *source) mark() mark { return mark{s.offset(), s.octets, s.lines} }
+func (s *source) mark() mark {
+	s.count()
+	return mark{s.offset(), s.octets, s.lines}
+}
 
-// beforeLine returns the place before the line end that precedes pos. cr says that it is
-// CR LF.
-func (m mark) beforeLine(cr bool) mark {
+// beforeLine is the mark before the line end that precedes pos.
+func (s *source) beforeLine() mark {
+	m := s.mark()
 	m.off--
-	if cr {
+	if s.before(2) == '\r' {
 		m.off--
 	}
 	m.octets -= 2

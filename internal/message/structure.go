@@ -141,14 +141,8 @@ func appendSingle(dst []byte, p *Part, extended bool) []byte {
 // appendType appends type, subtype and parameters as the message has them. A text without
 // charset is in US-ASCII (RFC 2045 §5.2).
 func appendType(dst []byte, p *Part) []byte {
-	sub := p.Subtype
-	if sub == nil {
-		if sub = []byte("unknown"); p.Kind == Text {
-			sub = []byte("plain")
-		}
-	}
 	dst = appendNString(dst, p.Type)
-	dst = appendNString(append(dst, ' '), sub)
+	dst = appendNString(append(dst, ' '), p.Subtype)
 	dst = append(dst, ' ')
 	if p.Kind != Text || p.Param("charset") != nil {
 		return appendParams(dst, p.Params)
