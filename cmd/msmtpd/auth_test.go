@@ -168,6 +168,7 @@ s.quit()
 		{"OAUTHBEARER wrong", curl("-u", "alice@example.test:", "--oauth2-bearer", "other", "--login-options", "AUTH=OAUTHBEARER"), false},
 		{"XOAUTH2", curl("-u", "alice@example.test:", "--oauth2-bearer", "t0ken", "--login-options", "AUTH=XOAUTH2"), true},
 		{"EXTERNAL", curl("-u", "alice@example.test:", "--login-options", "AUTH=EXTERNAL", "--cert", alicePEM, "--key", alicePEM), true},
+		{"EXTERNAL, nobody named", curl("-u", ":", "--login-options", "AUTH=EXTERNAL", "--cert", alicePEM, "--key", alicePEM), true},
 		{"EXTERNAL without a certificate", curl("-u", "alice@example.test:", "--login-options", "AUTH=EXTERNAL"), false},
 		{"PLAIN", msmtp("plain", "secret"), true},
 		{"LOGIN", msmtp("login", "secret"), true},
@@ -182,6 +183,9 @@ s.quit()
 		{"LOGIN wrong", python("LOGIN", "Secret"), false},
 		{"SCRAM-SHA-256", gsasl("SCRAM-SHA-256", "secret"), true},
 		{"SCRAM-SHA-256-PLUS", bound, true},
+		{"SCRAM-SHA-256-PLUS, STARTTLS without EHLO", append(bound[:len(bound):len(bound)], "--starttls"), true},
+		{"SCRAM-SHA-1", gsasl("SCRAM-SHA-1", "secret"), true},
+		{"SCRAM-SHA-1 wrong", gsasl("SCRAM-SHA-1", "Secret"), false},
 	} {
 		t.Run(c.args[0]+" "+c.name, func(t *testing.T) {
 			before := len(s.queued(t))
