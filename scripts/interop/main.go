@@ -14,9 +14,10 @@ import (
 	"os"
 	"os/exec"
 	"path/filepath"
-	"strconv"
 	"strings"
 	"time"
+
+	"pennypost/internal/mailtest"
 )
 
 func main() {
@@ -26,27 +27,10 @@ func main() {
 	}
 }
 
-func missing() string {
-	if os.Geteuid() != 0 {
-		return "Postfix needs root"
-	}
-	for _, p := range []string{"postfix", "sendmail"} {
-		if _, err := exec.LookPath(p); err != nil {
-			if _, err := os.Stat("/usr/sbin/" + p); err != nil {
-				return "Postfix is not installed"
-			}
-		}
-	}
-	if _, err := os.Stat("/usr/share/postfix/master.cf.dist"); err != nil {
-		return "no master.cf to start a private Postfix from"
-	}
-	return ""
-}
-
 type hosts struct {
 	dir     string
 	env     map[string]string // of our instance
-	pf      string            // Postfix's directory
+	pf      *mailtest.Postfix // nil before its start
 	pfPort  int
 	checked int
 	names   []string // of the clients that were tried
@@ -77,16 +61,15 @@ func run() (err error) {
 			return fmt.Errorf("%w\n%s", err, h.logs())
 		}
 	}
-	if why := missing(); why != "" {
+	if why := mailtest.PostfixMissing(); why != "" {
 		fmt.Println("skipped: " + why)
 		fmt.Printf("interop: %d checks ok: %s\n", h.checked, strings.Join(h.names, "; "))
 		return nil
 	}
-	h.pf = filepath.Join(h.dir, "postfix")
-	defer func() { err = errors.Join(err, command("postfix", "-c", h.pf+"/etc", "stop")) }()
 	if err := h.startPostfix(); err != nil {
 		return err
 	}
+	defer func() { err = errors.Join(err, h.pf.Stop()) }()
 	for _, step := range []func() error{h.toPostfix, h.fromPostfix, h.unknownThere, h.many} {
 		if err := step(); err != nil {
 			return fmt.Errorf("%w\n%s", err, h.logs())
@@ -120,71 +103,25 @@ func (h *hosts) startOurs(dir string) error {
 	return errors.Join(err, conf.Close(), command("scripts/sandbox", "up", dir))
 }
 
-const mainCf = `compatibility_level = 3.6
-queue_directory = %[1]s/spool
-data_directory = %[1]s/data
-command_directory = /usr/sbin
-daemon_directory = /usr/lib/postfix/sbin
-mail_owner = postfix
-setgid_group = postdrop
-myhostname = mx.postfix.test
-mydestination =
-mynetworks =
-inet_interfaces = 127.0.0.1
-inet_protocols = ipv4
-alias_maps =
-alias_database =
-virtual_mailbox_domains = postfix.test
-virtual_mailbox_base = %[1]s/mail
-virtual_mailbox_maps = inline:{ carol@postfix.test=carol/ }
-virtual_uid_maps = static:65534
-virtual_gid_maps = static:65534
+// mainCf has Postfix relay for nobody, and demand TLS and verify it both ways.
+const mainCf = `mynetworks =
 smtpd_relay_restrictions = reject_unauth_destination
 smtpd_tls_security_level = encrypt
-smtpd_tls_cert_file = %[3]s/cert.pem
-smtpd_tls_key_file = %[3]s/key.pem
+smtpd_tls_cert_file = %[2]s/cert.pem
+smtpd_tls_key_file = %[2]s/key.pem
 smtpd_tls_received_header = yes
-smtp_tls_CAfile = %[3]s/ca.pem
+smtp_tls_CAfile = %[2]s/ca.pem
 smtp_tls_security_level = secure
 smtp_tls_secure_cert_match = localhost
-transport_maps = inline:{ ours.test=smtp:[127.0.0.1]:%[2]s }
-maillog_file = %[1]s/log
-maillog_file_prefixes = %[1]s
-multi_instance_enable = yes
-multi_instance_name = postfix-interop
+transport_maps = inline:{ ours.test=smtp:[127.0.0.1]:%[1]s }
 `
 
-func (h *hosts) startPostfix() error {
-	conf := h.pf + "/etc"
-	for _, d := range []string{conf, h.pf + "/spool", h.pf + "/data", h.pf + "/mail"} {
-		if err := os.MkdirAll(d, 0o755); err != nil {
-			return err
-		}
-	}
-	master, err := os.ReadFile("/usr/share/postfix/master.cf.dist")
-	if err != nil {
-		return err
-	}
-	text := strings.Replace(string(master), "\nsmtp      inet", "\n"+strconv.Itoa(h.pfPort)+"      inet", 1)
-	etc := filepath.Dir(h.env["PP_CA"])
-	err = errors.Join(os.WriteFile(conf+"/master.cf", []byte(text), 0o644),
-		os.WriteFile(conf+"/main.cf", fmt.Appendf(nil, mainCf, h.pf, h.env["PP_SMTP_PORT"], etc), 0o644),
-		command("chown", "postfix", h.pf+"/data"), command("chown", "65534:65534", h.pf+"/mail"))
-	if err != nil {
-		return err
-	}
-	// Its complaints about other instances do not matter; a start that fails does.
-	_ = command("postfix", "-c", conf, "set-permissions")
-	if err := command("postfix", "-c", conf, "start"); err != nil {
-		return err
-	}
-	return within(func() error {
-		c, err := net.Dial("tcp", fmt.Sprintf("127.0.0.1:%d", h.pfPort))
-		if err == nil {
-			c.Close()
-		}
-		return err
+func (h *hosts) startPostfix() (err error) {
+	h.pf, err = mailtest.StartPostfix(mailtest.PostfixOptions{
+		Dir: filepath.Join(h.dir, "postfix"), Name: "interop", Port: h.pfPort, Domain: "postfix.test", User: "carol",
+		More: fmt.Sprintf(mainCf, h.env["PP_SMTP_PORT"], filepath.Dir(h.env["PP_CA"])),
 	})
+	return err
 }
 
 // hard is a body that breaks careless senders and receivers: dots, 8-bit, long and empty lines.
@@ -202,12 +139,12 @@ func (h *hosts) msend(from, to, subject string) error {
 }
 
 func (h *hosts) sendmail(from, to, subject string) error {
-	cmd := exec.Command("/usr/sbin/sendmail", "-C", h.pf+"/etc", "-i", "-f", from, to)
+	cmd := exec.Command("/usr/sbin/sendmail", "-C", h.pf.Conf, "-i", "-f", from, to)
 	cmd.Stdin = bytes.NewReader(letter(from, to, subject))
 	return output(cmd)
 }
 
-func (h *hosts) carol() string { return h.pf + "/mail/carol/new" }
+func (h *hosts) carol() string { return h.pf.Mail }
 func (h *hosts) alice() string { return h.env["PP_MAILDIRS"] + "/ours.test/alice/new" }
 
 func (h *hosts) toPostfix() error {
@@ -335,7 +272,7 @@ func eachOnce(dir string, n int) error {
 
 func (h *hosts) logs() string {
 	var b strings.Builder
-	for _, l := range []string{h.pf + "/log", filepath.Join(h.dir, "ours/log/pennypost.log")} {
+	for _, l := range []string{filepath.Join(h.dir, "postfix/log"), filepath.Join(h.dir, "ours/log/pennypost.log")} {
 		text, err := os.ReadFile(l)
 		if err == nil {
 			fmt.Fprintf(&b, "--- end of %s\n%s", l, text[max(0, len(text)-3000):])
