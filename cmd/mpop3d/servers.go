@@ -50,8 +50,8 @@ func newServers(cfg *config.Config, log *slog.Logger, single bool) (*servers, er
 		return nil, cli.Exit(envelope.ExConfig, err)
 	}
 	s.base = login.Options{
-		Passwords: access.Passwords(cfg, s.acc, log), Token: access.Tokens(a),
-		Accounts: s.acc, Domains: cfg.Domains, Mechanisms: a.Mechanisms, Delay: loginDelay, Log: log,
+		Token: access.Tokens(a), Accounts: s.acc, Domains: cfg.Domains,
+		Mechanisms: a.Mechanisms, Delay: loginDelay, Log: log,
 	}
 	if s.cert != nil && cfg.TLS.ClientCA != "" {
 		s.base.VerifyClient = s.cert.VerifyClient
@@ -83,6 +83,9 @@ func (s *servers) role(role string) (*pop3.Server, error) {
 	}
 	if role == pop3.TLS && s.cert == nil {
 		return nil, errors.New("role pop3s needs TLS (set tls.cert and tls.key)")
+	}
+	if s.base.Passwords == nil {
+		s.base.Passwords = access.Passwords(s.cfg, s.acc, s.log) // one for both roles
 	}
 	o := s.base
 	o.Role = role
