@@ -36,6 +36,16 @@ type LockOptions struct {
 	Now  func() time.Time // default time.Now
 }
 
+func (o LockOptions) filled() LockOptions {
+	if o.Now == nil {
+		o.Now = time.Now
+	}
+	if o.Host == "" {
+		o.Host, _ = os.Hostname() // without a name nobody can be asked whether its process lives
+	}
+	return o
+}
+
 // UIDLock is dovecot-uidlist.lock, which excludes other writers of the uidlist and the keywords,
 // Dovecot's among them, on every host that sees the folder. It is for one goroutine.
 type UIDLock struct {
@@ -51,12 +61,7 @@ type UIDLock struct {
 // LockUIDList takes the lock in dir, where the uidlist is, and waits for it until ctx ends. A
 // lock whose holder is dead is overridden.
 func LockUIDList(ctx context.Context, fsys durable.FS, dir string, o LockOptions) (*UIDLock, error) {
-	if o.Now == nil {
-		o.Now = time.Now
-	}
-	if o.Host == "" {
-		o.Host, _ = os.Hostname() // without a name nobody can be asked whether its process lives
-	}
+	o = o.filled()
 	l := &UIDLock{
 		fsys: fsys, path: filepath.Join(dir, UIDListName+".lock"), now: o.Now,
 		content: []byte(strconv.Itoa(os.Getpid()) + ":" + o.Host),
@@ -207,4 +212,16 @@ func (l *UIDLock) Unlock() error {
 		err = l.fsys.Remove(l.path)
 	}
 	return errors.Join(err, l.f.Close())
+}
+
+// StaleLock tells whether the lock of the uidlist in dir was left behind: its holder has ended,
+// or nobody has touched it for long.
+func StaleLock(fsys durable.FS, dir string, o LockOptions) bool {
+	o = o.filled()
+	l := &UIDLock{fsys: fsys, path: filepath.Join(dir, UIDListName+".lock")}
+	info, err := fsys.Lstat(l.path)
+	if err != nil {
+		return false
+	}
+	return l.look(&lockSight{}, o) || o.Now().Sub(info.ModTime()) >= lockStale
 }
