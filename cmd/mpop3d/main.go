@@ -53,13 +53,7 @@ func run(c *urfave.Context) error {
 	if err != nil {
 		return err
 	}
-	check := func(role string) error { _, err := servers.role(role); return err }
-	return d.Run(c.Context, check, func(ctx context.Context, conn net.Conn, p serve.Peer, role string) {
-		s, err := servers.role(role)
-		if err != nil {
-			d.Log.Error("role cannot be served", "role", role, "err", err)
-			return
-		}
+	return daemon.ServeRoles(c.Context, d, servers.role, func(ctx context.Context, s *pop3.Server, conn net.Conn, p serve.Peer, _ string) {
 		s.ServeConn(ctx, conn, pop3.Peer{Addr: p.Addr, Stdio: p.Stdio})
 	})
 }

@@ -58,13 +58,7 @@ func run(c *urfave.Context) error {
 	if err != nil {
 		return err
 	}
-	check := func(role string) error { _, err := servers.role(role); return err }
-	return d.Run(c.Context, check, func(ctx context.Context, conn net.Conn, p serve.Peer, role string) {
-		s, err := servers.role(role)
-		if err != nil {
-			d.Log.Error("role cannot be served", "role", role, "err", err)
-			return
-		}
+	return daemon.ServeRoles(c.Context, d, servers.role, func(ctx context.Context, s *smtp.Server, conn net.Conn, p serve.Peer, role string) {
 		peer := toPeer(p, role)
 		if err := s.ServeConn(ctx, conn, peer); err != nil && !errors.Is(err, smtp.ErrRefused) {
 			d.Log.Info("session ended early", "peer", peer.String(), "role", role, "err", err)

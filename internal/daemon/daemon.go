@@ -9,6 +9,7 @@ import (
 	"errors"
 	"fmt"
 	"log/slog"
+	"net"
 	"net/netip"
 	"strings"
 	"syscall"
@@ -74,6 +75,21 @@ func New(a cli.Serving, cfg *config.Config, f Frame) (*Daemon, error) {
 func (d *Daemon) Run(ctx context.Context, check func(role string) error, h serve.Handler) error {
 	d.o.Check = check
 	return status(serve.Run(ctx, d.o, h))
+}
+
+// ServeRoles is Run for a program with a server a role. server finds or makes one; it is asked
+// about each role before anything is served, so that a configuration that lacks something is an
+// error at the start.
+func ServeRoles[S any](ctx context.Context, d *Daemon, server func(role string) (S, error), h func(ctx context.Context, s S, conn net.Conn, p serve.Peer, role string)) error {
+	check := func(role string) error { _, err := server(role); return err }
+	return d.Run(ctx, check, func(ctx context.Context, conn net.Conn, p serve.Peer, role string) {
+		s, err := server(role)
+		if err != nil {
+			d.Log.Error("role cannot be served", "role", role, "err", err)
+			return
+		}
+		h(ctx, s, conn, p, role)
+	})
 }
 
 // openLog opens the log; --json makes it JSON, whatever the configuration says.

@@ -4,9 +4,12 @@ import (
 	"context"
 	"errors"
 	"fmt"
+	"io"
 	"log/slog"
+	"net"
 	"os"
 	"path/filepath"
+	"runtime"
 	"slices"
 	"strings"
 	"syscall"
@@ -116,6 +119,41 @@ func TestRunChecksRoles(t *testing.T) {
 	stop()
 	if err := d.Run(ctx, nil, h); err != nil {
 		t.Errorf("a daemon told to stop: %v", err)
+	}
+}
+
+// TestServeRoles: the server of a role that cannot be had is an error before anybody connects, and
+// each connection goes to the server of its role.
+func TestServeRoles(t *testing.T) {
+	sock := filepath.Join(t.TempDir(), "s")
+	d, err := New(cli.Serving{Listen: []string{sock + "=two"}}, &config.Config{}, frame())
+	if err != nil {
+		t.Fatal(err)
+	}
+	err = ServeRoles(t.Context(), d, func(role string) (string, error) { return "", errors.New("no " + role) }, nil)
+	if err == nil || !strings.Contains(err.Error(), "no two") || cli.Status(err) != envelope.ExConfig {
+		t.Errorf("%v", err)
+	}
+	ctx, stop := context.WithCancel(t.Context())
+	defer stop()
+	go func() {
+		var c net.Conn
+		err := errors.New("not yet")
+		for err != nil && ctx.Err() == nil {
+			c, err = net.Dial("unix", sock)
+			runtime.Gosched()
+		}
+		if err == nil {
+			io.Copy(io.Discard, c) // until it is served
+			c.Close()
+		}
+		stop()
+	}()
+	served := ""
+	err = ServeRoles(ctx, d, func(role string) (string, error) { return "server of " + role, nil },
+		func(_ context.Context, s string, _ net.Conn, p serve.Peer, role string) { served = s + ", " + role })
+	if err != nil || served != "server of two, two" {
+		t.Errorf("served by %q (%v)", served, err)
 	}
 }
 
