@@ -36,6 +36,9 @@ type Edit struct {
 // Run makes the change: under a lock, and so that readers find the old file or the new one.
 // It returns whether anything changes.
 func (e Edit) Run() (changed bool, err error) {
+	if !e.isOurs(e.parser(), e.Addr.String()+":") {
+		return false, fmt.Errorf("%w: %s cannot stand in a file of accounts", envelope.ErrAddress, e.Addr)
+	}
 	path := e.Path
 	if real, err := filepath.EvalSymlinks(path); err == nil {
 		path = real // the file is replaced, not the link to it
@@ -61,7 +64,7 @@ func (e Edit) Run() (changed bool, err error) {
 
 // apply returns the file with the change made.
 func (e Edit) apply(data string) (string, error) {
-	p := &Accounts{o: Options{Domains: []string{e.First}}}
+	p := e.parser()
 	var b strings.Builder
 	found := false
 	for rest := data; rest != ""; {
@@ -100,6 +103,11 @@ func (e Edit) apply(data string) (string, error) {
 	return b.String(), nil
 }
 
+// parser reads names as look-ups do.
+func (e Edit) parser() *Accounts { return &Accounts{o: Options{Domains: []string{e.First}}} }
+
+// isOurs tells whether a line is one of the address: a colon in the name, or a hash before it,
+// makes it another's or nobody's.
 func (e Edit) isOurs(p *Accounts, line string) bool {
 	if s := trim(line); s == "" || s[0] == '#' {
 		return false

@@ -12,6 +12,23 @@ import (
 	"pennypost/internal/envelope"
 )
 
+// A name that the file's own form would make another one, or none, is refused; nothing is written.
+func TestEditNames(t *testing.T) {
+	p := put(t, t.TempDir(), "users", "ann@a.test::\n")
+	for local, ok := range map[string]bool{
+		"a:b": false, "#x": false, "# y": true, "Ann": false, `a"b`: true, "a b": true, "x#": true, "-z": true, " s": true, "ü": true,
+	} {
+		addr := envelope.Address{Local: local, Domain: "a.test"}
+		for what, err := range map[string]error{
+			"user": AddUser(p, "a.test", addr, "", "", true), "secret": SetSecret(p, "a.test", addr, []string{"{S}x"}, true, true),
+		} {
+			if (err == nil) != ok || err != nil && !errors.Is(err, envelope.ErrAddress) {
+				t.Errorf("%s %q: %v", what, local, err)
+			}
+		}
+	}
+}
+
 func TestEdits(t *testing.T) {
 	dir := t.TempDir()
 	p := put(t, dir, "secrets", "# people\nann@a.test:{PLAIN}x:1:2::/h::e=1\n\n  # more\nBob:{PLAIN}y\nlast@a.test:{PLAIN}z")
