@@ -174,6 +174,9 @@ func New(scheme, password string) (string, error) {
 		if strings.Contains(password, ":") {
 			return "", errors.New("a PLAIN password cannot hold a colon in this file")
 		}
+		if strings.Trim(password, " \t\v\f") != password {
+			return "", errors.New("a PLAIN password cannot begin or end with a space in this file")
+		}
 		return "{PLAIN}" + password, nil
 	}
 	return "", fmt.Errorf("scheme %s is not one of %s", scheme, strings.Join(Schemes(), " "))

@@ -73,7 +73,7 @@ func TestNew(t *testing.T) {
 			t.Errorf("%s: %v %v", s, ok, err)
 		}
 	}
-	for _, c := range [][2]string{{"PLAIN", "a:b"}, {"PLAIN", ""}, {"PLAIN", "a\nb"}, {"DES", "x"}, {"BLF-CRYPT", strings.Repeat("x", 73)}} {
+	for _, c := range [][2]string{{"PLAIN", "a:b"}, {"PLAIN", ""}, {"PLAIN", "a\nb"}, {"PLAIN", " a"}, {"PLAIN", "a\t"}, {"DES", "x"}, {"BLF-CRYPT", strings.Repeat("x", 73)}} {
 		if s, err := New(c[0], c[1]); err == nil {
 			t.Errorf("%q became %q", c, s)
 		}
