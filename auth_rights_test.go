@@ -33,7 +33,7 @@ func TestPasswordsAreCheckedElsewhere(t *testing.T) {
 	}
 	p := newPlace(t)
 	p.copyTool("mpasswd")
-	p.certificate()
+	p.certificate(uidSMTP)
 	p.write("pennypost.toml", fmt.Sprintf(`hostname = "mx.example.test"
 domains = ["example.test"]
 spool = "spool"
@@ -136,8 +136,8 @@ func (p *place) copyFile(from, name string) {
 	}
 }
 
-// certificate borrows key and certificate of a test instance, for msmtpd's user.
-func (p *place) certificate() {
+// certificate borrows key and certificate of a test instance, for a daemon's user.
+func (p *place) certificate(uid int) {
 	p.t.Helper()
 	in, err := mailtest.NewInstance(mailtest.InstanceOptions{})
 	if err != nil {
@@ -150,7 +150,7 @@ func (p *place) certificate() {
 			p.t.Fatal(err)
 		}
 		p.write(name, string(data), 0o600)
-		if err := os.Chown(filepath.Join(p.dir, name), uidSMTP, uidSMTP); err != nil {
+		if err := os.Chown(filepath.Join(p.dir, name), uid, uid); err != nil {
 			p.t.Fatal(err)
 		}
 	}

@@ -338,8 +338,8 @@ func TestReadFacts(t *testing.T) {
 	for text, ok := range map[string]bool{
 		`{"user":"ann@x.test","peer":"192.0.2.1:5","tls":{"version":"TLS 1.3","cipher":"x"}}`: true,
 		`{"user":"ann@x.test","peer":""}`: true,
-		``:    false,
-		`{"u`: false,
+		``:                                false,
+		`{"u`:                             false,
 		`{"user":"` + strings.Repeat("x", 5*maxLine) + `"}`: false,
 	} {
 		f, err := ReadFacts(strings.NewReader(text))

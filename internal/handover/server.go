@@ -5,6 +5,7 @@ import (
 	"encoding/json"
 	"errors"
 	"fmt"
+	"io"
 	"log/slog"
 	"net"
 	"os"
@@ -75,7 +76,9 @@ func (s *Server) Serve(ctx context.Context, c *net.UnixConn, from string) {
 	r, fd, err := s.read(c)
 	if err != nil {
 		s.answer(c, replyTo(err))
-		s.o.Log.Warn("request refused", "peer", from, "err", err)
+		if !errors.Is(err, io.EOF) && !errors.Is(err, net.ErrClosed) {
+			s.o.Log.Warn("request refused", "peer", from, "err", err)
+		}
 		return
 	}
 	child, err := s.begin(ctx, r, fd)
