@@ -5,6 +5,7 @@ import (
 	"fmt"
 	"io"
 	"io/fs"
+	"maps"
 	"math/rand/v2"
 	"os"
 	"path/filepath"
@@ -423,6 +424,55 @@ func TestWriteFileCrash(t *testing.T) {
 		})
 }
 
+// What Commit has answered for is there under its name, whole; what it has not is there whole or
+// not at all: with a file system that commits a name with its file, and with one that does not,
+// with a name made in front and with one that Commit makes.
+func TestCommitCrash(t *testing.T) {
+	text := strings.Repeat("a line of a message\n", 200)
+	for _, together := range []bool{false, true} {
+		for _, rename := range []bool{false, true} {
+			t.Run(fmt.Sprintf("together %t, rename %t", together, rename), func(t *testing.T) {
+				reboots(t,
+					func(c *mailtest.CrashFS) error {
+						c.NamesWithFile = together
+						return errors.Join(durable.MkdirAllOn(c, "/box/tmp", 0o700), durable.MkdirAllOn(c, "/box/new", 0o700))
+					},
+					func(c *mailtest.CrashFS) error { return commitOne(c, rename, text) },
+					func(c *mailtest.CrashFS, done bool) error {
+						got, err := content(c, "/box/new/1")
+						if !done && (errors.Is(err, fs.ErrNotExist) || !rename) {
+							return nil // a reader of names made in front can tell a torn file
+						}
+						if err == nil && got != text {
+							err = fmt.Errorf("%d octets of %d, or others", len(got), len(text))
+						}
+						return err
+					})
+			})
+		}
+	}
+}
+
+// commitOne makes the file /box/new/1.
+func commitOne(c *mailtest.CrashFS, rename bool, text string) error {
+	d, err := durable.OpenDirOn(c, "/box/new")
+	if err != nil {
+		return err
+	}
+	path, name := "/box/new/1", (func() error)(nil)
+	if rename {
+		path, name = "/box/tmp/1", func() error { return c.RenameNew("/box/tmp/1", "/box/new/1") }
+	}
+	f, err := c.OpenFile(path, os.O_WRONLY|os.O_CREATE|os.O_EXCL, 0o600)
+	if err != nil {
+		return err
+	}
+	if _, err := f.Write([]byte(text)); err != nil {
+		return err
+	}
+	return errors.Join(d.Commit(f, name), f.Close(), d.Close())
+}
+
 // RenameSync leaves the file under one of its names, and under the new one once it has answered.
 func TestRenameSyncCrash(t *testing.T) {
 	reboots(t,
@@ -468,6 +518,38 @@ func (d countedDir) Sync() error { d.n.Add(1); return d.File.Sync() }
 func (g gateFS) OpenFile(name string, flag int, perm fs.FileMode) (durable.File, error) {
 	f, err := g.FS.OpenFile(name, flag, perm)
 	return countedDir{f, g.dirs}, err
+}
+
+// Where a name is committed with its file, a Commit by itself needs one sync.
+func TestCommitSyncs(t *testing.T) {
+	for _, c := range []struct {
+		together, rename bool
+		want             map[string]int
+	}{
+		{false, false, map[string]int{"/box/new/1": 1, "/box/new": 1}},
+		{false, true, map[string]int{"/box/tmp/1": 1, "/box/new": 1}},
+		{true, false, map[string]int{"/box/new/1": 1}},
+		{true, true, map[string]int{"/box/tmp/1": 1}},
+	} {
+		fsys := mailtest.NewCrashFS()
+		fsys.NamesWithFile = c.together
+		if err := errors.Join(durable.MkdirAllOn(fsys, "/box/tmp", 0o700), durable.MkdirAllOn(fsys, "/box/new", 0o700)); err != nil {
+			t.Fatal(err)
+		}
+		got := map[string]int{}
+		fsys.Fault = func(op, name string) error {
+			if op == "sync" {
+				got[name]++
+			}
+			return nil
+		}
+		if err := commitOne(fsys, c.rename, "text"); err != nil {
+			t.Error(err)
+		}
+		if !maps.Equal(got, c.want) {
+			t.Errorf("together %t, rename %t: syncs %v, want %v", c.together, c.rename, got, c.want)
+		}
+	}
 }
 
 // A Commit waits for others whose files are being synced, so that one fsync of the directory

@@ -45,6 +45,24 @@ type Space struct {
 	Type          string // for messages: "ext4", "xfs", or a number
 }
 
+// NamesWithFile tells whether the sync of a file in dir commits the file's newest name in the
+// same step, be it one it was made with or one given by a rename: where the power-cut harness
+// has shown it (ext4 and xfs), and where there is nothing to lose. Not knowing is no.
+func NamesWithFile(fsys FS, dir string) bool {
+	space, err := fsys.Free(dir)
+	if err != nil || !space.NamesWithFile {
+		return false
+	}
+	switch space.Type {
+	case "ext4":
+		on, known := FastCommit(dir)
+		return known && !on
+	case "btrfs", "f2fs":
+		return false
+	}
+	return true
+}
+
 // OS is the operating system's file system.
 type OS struct{}
 

@@ -54,30 +54,49 @@ func statfs(name string) (Space, error) {
 	return s, nil
 }
 
-// FastCommit tells whether path is on an ext4 with fast commits, as far as /proc says. With
-// them the name of a new file may be lost although the file was synced (the power-cut harness
-// shows it with ten writers at once), so NamesWithFile does not hold there.
-func FastCommit(path string) bool {
+// FastCommit tells whether path is on an ext4 with fast commits, and whether /proc says
+// anything about that. With them the name of a new file may be lost although the file was
+// synced (the power-cut harness shows it with ten writers at once).
+func FastCommit(path string) (on, known bool) {
 	var st unix.Stat_t
 	if unix.Stat(path, &st) != nil {
-		return false
+		return false, false
 	}
 	block := "/sys/dev/block/" + strconv.Itoa(int(unix.Major(st.Dev))) + ":" + strconv.Itoa(int(unix.Minor(st.Dev)))
 	dev, err := os.Readlink(block)
 	if err != nil {
-		return false
+		return false, false
 	}
 	b, err := os.ReadFile("/proc/fs/ext4/" + filepath.Base(dev) + "/options")
 	if err != nil {
-		return false
+		return false, false
 	}
 	for line := range strings.Lines(string(b)) {
 		// Kernels up to 6.18 at least show the feature by the first name.
 		if l := strings.TrimSpace(line); l == "fc_debug_force" || l == "fast_commit" {
-			return true
+			return true, true
 		}
 	}
-	return false
+	return false, true
+}
+
+// writeOutFile starts the writing of what the file has in memory and waits for its end. The
+// pages of ext4 and xfs are clean only when the file's size and extents are in the journal's
+// current transaction, or an older one.
+func writeOutFile(f File) error {
+	o, ok := f.(*os.File)
+	if !ok {
+		return syncFile(f)
+	}
+	for {
+		err := unix.SyncFileRange(int(o.Fd()), 0, 0, unix.SYNC_FILE_RANGE_WAIT_BEFORE|unix.SYNC_FILE_RANGE_WRITE|unix.SYNC_FILE_RANGE_WAIT_AFTER)
+		if err == nil {
+			return nil
+		}
+		if !errors.Is(err, unix.EINTR) {
+			return &fs.PathError{Op: "sync_file_range", Path: f.Name(), Err: err}
+		}
+	}
 }
 
 func renameNew(oldname, newname string) error {

@@ -9,7 +9,10 @@ import (
 )
 
 // FastCommit is about ext4, which only Linux has.
-func FastCommit(string) bool { return false }
+func FastCommit(string) (on, known bool) { return false, true }
+
+// writeOutFile has no gentler way than a sync.
+func writeOutFile(f File) error { return syncFile(f) }
 
 func renameNew(oldname, newname string) error { return renameNewSlow(oldname, newname) }
 

@@ -10,14 +10,23 @@ import (
 
 const openDirectory = unix.O_DIRECTORY
 
-// The two functions below are the only callers of Sync in the project. The power-cut harness
-// builds writers with one of them emptied and demands that mail is then lost.
+// The functions below are the only callers of Sync and WriteOut in the project. The power-cut
+// harness builds writers with one of them emptied and demands that mail is then lost.
 
 // syncFile puts the bytes of a file on stable storage.
 func syncFile(f File) error { return f.Sync() }
 
 // syncDirFile puts the names of an open directory on stable storage.
 func syncDirFile(f File) error { return f.Sync() }
+
+// writeOut gives the bytes of a file to the disk and waits until it has them; they may be in its
+// cache still.
+func writeOut(f File) error {
+	if w, ok := f.(interface{ WriteOut() error }); ok {
+		return w.WriteOut()
+	}
+	return writeOutFile(f)
+}
 
 func nlink(i fs.FileInfo) uint64 {
 	if st, ok := i.Sys().(*syscall.Stat_t); ok {

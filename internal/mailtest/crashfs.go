@@ -32,7 +32,7 @@ type CrashFS struct {
 	// ext4, xfs, btrfs and f2fs do.
 	NamesWithFile bool
 	// Fault is asked before each operation; a non-nil error is its result. op is one of
-	// create open write sync close truncate chmod chtimes link rename remove mkdir readdir free.
+	// create open write writeout sync close truncate chmod chtimes link rename remove mkdir readdir free.
 	Fault func(op, name string) error
 	// Space is what Free reports.
 	Space durable.Space
@@ -57,6 +57,7 @@ type crashNode struct {
 	entries map[string]*crashNode
 	data    []byte
 	stable  []byte // data at the last sync
+	written []byte // data at the last WriteOut; nil: none
 }
 
 // crashOp is one change of names: node leaves from and gets the name to.
@@ -64,6 +65,7 @@ type crashOp struct {
 	node     *crashNode
 	from, to crashName // a zero name: none
 	stable   bool
+	written  []byte // the node's when the change was made: if the change survives, so do they
 	time     time.Time
 }
 
@@ -149,6 +151,10 @@ func (c *CrashFS) Reboot(cut *rand.Rand) *CrashFS {
 			m = n.survivor(op.node, cut)
 			made[op.node] = m
 		}
+		if cut != nil && op.written != nil {
+			m.data = tornData(op.written, op.node.data, cut)
+			m.stable = slices.Clone(m.data)
+		}
 		if op.from.dir != nil {
 			if d := made[op.from.dir]; d != nil && d.entries[op.from.name] == m {
 				n.unset(crashName{d, op.from.name})
@@ -228,6 +234,7 @@ func (c *CrashFS) note(op *crashOp) {
 		op.time = c.latest.Add(1)
 	}
 	c.latest = op.time
+	op.written = op.node.written
 	for _, d := range []*crashNode{op.from.dir, op.to.dir} {
 		if d != nil {
 			d.mtime = op.time
@@ -570,7 +577,12 @@ func (f *crashFile) Sync() error {
 		return err
 	}
 	if !f.n.dir {
-		f.n.stable = slices.Clone(f.n.data)
+		f.n.stable, f.n.written = slices.Clone(f.n.data), nil
+		for _, op := range f.c.log {
+			if op.node == f.n {
+				op.written = nil
+			}
+		}
 		if f.c.NamesWithFile {
 			f.c.settle(func(op *crashOp) bool { return op.node == f.n })
 		}
@@ -578,6 +590,17 @@ func (f *crashFile) Sync() error {
 	}
 	f.c.settle(func(op *crashOp) bool { return op.from.dir == f.n || op.to.dir == f.n })
 	return nil
+}
+
+// WriteOut gives the bytes to a disk that may keep them in its cache: they survive with any
+// later change of the file's names, as a journal flushes the disk before it commits.
+func (f *crashFile) WriteOut() error {
+	unlock, err := f.use("writeout")
+	defer unlock()
+	if err == nil && !f.n.dir {
+		f.n.written = slices.Clone(f.n.data)
+	}
+	return err
 }
 
 func (c *CrashFS) settle(which func(*crashOp) bool) {

@@ -32,9 +32,11 @@ type life struct {
 	synced   map[string]spool.State // promised by AppendLogSync
 }
 
-func newLife(blind bool) (*life, error) {
+// newLife has a file system that commits a name with its file (together), and a submitter who may
+// not open incoming/ (blind).
+func newLife(together, blind bool) (*life, error) {
 	c := mailtest.NewCrashFS()
-	c.NamesWithFile = blind
+	c.NamesWithFile = together
 	if err := spool.InitOn(c, crashDir, -1); err != nil {
 		return nil, err
 	}
@@ -286,9 +288,9 @@ func (l *life) repeat(c *mailtest.CrashFS, all map[string]found) error {
 // An accepted message survives a stop after each operation of each transition, whole, with all
 // recipients nobody has worked on; by the death of the process and by a power cut.
 func TestCrashEverywhere(t *testing.T) {
-	for _, blind := range []bool{false, true} {
-		t.Run(fmt.Sprintf("blind=%v", blind), func(t *testing.T) {
-			l, err := newLife(blind)
+	for _, c := range []struct{ together, blind bool }{{false, false}, {true, false}, {true, true}} {
+		t.Run(fmt.Sprintf("together=%v blind=%v", c.together, c.blind), func(t *testing.T) {
+			l, err := newLife(c.together, c.blind)
 			if err != nil {
 				t.Fatal(err)
 			}
@@ -301,7 +303,7 @@ func TestCrashEverywhere(t *testing.T) {
 				t.Fatalf("only %d operations", n)
 			}
 			for stop := range n + 1 {
-				l, err := newLife(blind)
+				l, err := newLife(c.together, c.blind)
 				if err != nil {
 					t.Fatal(err)
 				}
@@ -373,7 +375,7 @@ func (noSync) Sync() error { return nil }
 
 // Clean sets aside what a dead writer left, once it is old enough.
 func TestCleanUnfinished(t *testing.T) {
-	l, err := newLife(false)
+	l, err := newLife(false, false)
 	if err != nil {
 		t.Fatal(err)
 	}

@@ -21,8 +21,9 @@
 //
 //	S0 -> S1  Create, or Commit for a message that fits the writer's buffer: open with O_EXCL
 //	          under the final name, lock
-//	S1 -> S2  Commit: write, line 1 last; fsync the file; fsync incoming/. Then the answer,
-//	          and the lock ends with close, and a datagram wakes the scheduler
+//	S1 -> S2  Commit: write, line 1 last; fsync the file; fsync incoming/ where that is not
+//	          one with it. Then the answer, and the lock ends with close, and a datagram
+//	          wakes the scheduler
 //	S1 -> S0  Abort, or a failed Commit: unlink
 //	S2 -> S3  Take: check file, owner, lock, line 1, length, checksum; rename. Not synced
 //	S3 -> S4  AppendLog: one write. Not synced, unless a person was promised something
@@ -47,7 +48,7 @@
 // that is delivered.
 //
 // The name is made directly, not by rename from a temporary one: a fsync of a new file commits
-// its name in the same journal transaction on ext4, xfs, btrfs and f2fs, so that the fsync of
-// the directory behind it finds nothing to do with one writer (2 device flushes a message
-// instead of 4), and a submitter who may not open incoming/ for reading needs none.
+// its name in the same journal transaction on ext4, xfs, btrfs and f2fs. On ext4 and xfs, where
+// the power-cut harness shows it, that is all (durable.NamesWithFile); elsewhere the directory
+// is synced behind it, and a submitter who may not open incoming/ for that goes without.
 package spool

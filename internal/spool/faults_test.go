@@ -38,7 +38,7 @@ func TestFaults(t *testing.T) {
 		{"free", "", syscall.EIO, 1, 100},
 	} {
 		t.Run(fmt.Sprintf("%s %v %d %d", c.op, c.err, c.nth, c.size), func(t *testing.T) {
-			l, err := newLife(false)
+			l, err := newLife(false, false)
 			if err != nil {
 				t.Fatal(err)
 			}
@@ -71,7 +71,7 @@ func TestFaults(t *testing.T) {
 // Once everything is durable, an error of close is nobody's business: failing would make the
 // sender repeat a message that is queued.
 func TestCloseErrorAfterSync(t *testing.T) {
-	l, err := newLife(false)
+	l, err := newLife(false, false)
 	if err != nil {
 		t.Fatal(err)
 	}

@@ -166,8 +166,10 @@ func (s *Spool) openBlind(in string) error {
 		return err
 	}
 	kind := space.Type
-	if _, real := s.fsys.(durable.OS); real && kind == "ext4" && durable.FastCommit(in) {
-		kind, space.NamesWithFile = "ext4 with fast_commit", false
+	if kind == "ext4" {
+		if on, _ := durable.FastCommit(in); on {
+			kind, space.NamesWithFile = "ext4 with fast_commit", false
+		}
 	}
 	if !space.NamesWithFile {
 		return fmt.Errorf("%s: this user may not open the directory, and on %s a name is only safe after syncing it: "+
@@ -197,7 +199,8 @@ func (s *Spool) syncIncoming() error {
 	return s.in.Sync()
 }
 
-// commit makes a finished file of incoming/ and its name durable.
+// commit makes a finished file of incoming/ and its name durable: by the sync of the file, and
+// where that is not enough for the name, one of the directory.
 func (s *Spool) commit(f durable.File) error {
 	if s.in == nil {
 		return durable.Sync(f)

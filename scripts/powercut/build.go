@@ -18,6 +18,7 @@ type mutation struct{ name, from, to string }
 
 var (
 	noFileSync = mutation{"nofile", "func syncFile(f File) error { return f.Sync() }", "func syncFile(File) error { return nil }"}
+	noWriteOut = mutation{"nowriteout", "\treturn writeOutFile(f)\n", "\treturn nil\n"}
 	noDirSync  = mutation{"nodir", "func syncDirFile(f File) error { return f.Sync() }", "func syncDirFile(File) error { return nil }"}
 )
 
@@ -52,7 +53,7 @@ func build(ctx context.Context, dir string) (*programs, error) {
 	if err := gobuild(ctx, root, p.bin, "", pkgs); err != nil {
 		return nil, err
 	}
-	for _, m := range []mutation{noFileSync, noDirSync} {
+	for _, m := range []mutation{noFileSync, noDirSync, noWriteOut} {
 		p.mutants[m] = filepath.Join(dir, m.name)
 		overlay, err := m.overlay(root, dir)
 		if err != nil {

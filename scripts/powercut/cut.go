@@ -2,6 +2,7 @@ package main
 
 import (
 	"bytes"
+	"errors"
 	"fmt"
 	"io"
 	"math/rand/v2"
@@ -141,15 +142,16 @@ func scanSpool(dir string, o *outcome) (map[string]bool, error) {
 	return whole, s.Close()
 }
 
-// scanMaildir finds the whole messages of a Maildir. A torn file in new/ is a fault even
+// scanMaildir finds the whole messages of a Maildir, and of those below it. A torn file in new/ is a fault even
 // when nobody was promised it: mail readers show it.
 func scanMaildir(dir string, o *outcome) (map[string]bool, error) {
 	whole := map[string]bool{}
-	paths, err := filepath.Glob(filepath.Join(dir, "new", "*"))
-	if err != nil {
+	paths, err1 := filepath.Glob(filepath.Join(dir, "new", "*"))
+	others, err2 := filepath.Glob(filepath.Join(dir, "*", "new", "*"))
+	if err := errors.Join(err1, err2); err != nil {
 		return nil, err
 	}
-	for _, p := range paths {
+	for _, p := range append(paths, others...) {
 		b, err := os.ReadFile(p)
 		if err != nil {
 			return nil, err

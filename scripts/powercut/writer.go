@@ -2,17 +2,20 @@ package main
 
 import (
 	"bytes"
+	"context"
 	"errors"
 	"fmt"
 	"hash/crc32"
 	"os"
 	"path/filepath"
 	"strconv"
+	"strings"
 	"sync"
 	"time"
 
 	"pennypost/internal/durable"
 	"pennypost/internal/envelope"
+	"pennypost/internal/maildir"
 	"pennypost/internal/spool"
 )
 
@@ -96,6 +99,10 @@ func putter(mode, dir string) (func(token string) error, error) {
 			}
 			return d.Sync()
 		}, err
+	case "maildir":
+		return maildirPutter(dir, func(string) string { return "" }), nil
+	case "maildirs": // one for each writer, so that each commits alone
+		return maildirPutter(dir, func(token string) string { return strings.Split(token, "-")[1] }), nil
 	case "nodir": // wrong: the name is not synced
 		return func(token string) error { return putRename(tmp, dst, token, true) }, nil
 	case "nofile": // wrong: nothing is synced but the name
@@ -119,6 +126,19 @@ func putSpool(s *spool.Spool, token string) error {
 		return errors.Join(err, w.Abort())
 	}
 	return w.Commit()
+}
+
+// maildirPutter delivers as mdeliver does; sub picks the Maildir below dir.
+func maildirPutter(dir string, sub func(token string) string) func(token string) error {
+	set := maildir.NewSet(maildir.Options{Create: true})
+	return func(token string) error {
+		m, err := set.Open(filepath.Join(dir, sub(token)))
+		if err != nil {
+			return err
+		}
+		_, err = m.Deliver(context.Background(), []byte("Return-Path: <>\n"), bytes.NewReader(message(token)))
+		return errors.Join(err, m.Close())
+	}
 }
 
 // putRename is a Maildir delivery up to the sync of the directory.
