@@ -462,3 +462,22 @@ func (t *Takeover) rename(ctx context.Context, fsys durable.FS, dir string, lock
 	}
 	return nil
 }
+
+// ParseCourierACL reads courierimapacl, an identifier and its rights a line, as identifiers of
+// RFC 4314 §2. Owner and administrators, whom Courier writes down everywhere, are left out: the
+// owner has all rights, and the server has no administrators.
+func ParseCourierACL(data string) map[string]string {
+	acl := make(map[string]string)
+	for line := range strings.SplitSeq(data, "\n") {
+		i := strings.LastIndexByte(line, ' ')
+		if i <= 0 || i+1 == len(line) {
+			continue
+		}
+		switch who := strings.TrimPrefix(line[:i], "user="); who {
+		case "owner", "administrators", "":
+		default:
+			acl[who] = line[i+1:]
+		}
+	}
+	return acl
+}

@@ -231,3 +231,10 @@ func TestTakeOverBeyond(t *testing.T) {
 		}
 	}
 }
+
+func TestCourierACL(t *testing.T) {
+	got := ParseCourierACL("owner aceilrstwx\nadministrators aceilrstwx\nuser=bob@x lrs\nanyone lr\nbroken\n user=\n")
+	if want := map[string]string{"bob@x": "lrs", "anyone": "lr"}; !reflect.DeepEqual(got, want) {
+		t.Errorf("%v", got)
+	}
+}
