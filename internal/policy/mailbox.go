@@ -7,14 +7,13 @@ import (
 	"fmt"
 	"io"
 	"io/fs"
-	"math"
 	"os"
 	"path/filepath"
-	"strconv"
 	"strings"
 	"sync"
 	"time"
 
+	"pennypost/internal/accounts"
 	"pennypost/internal/envelope"
 	"pennypost/internal/maildir"
 	"pennypost/internal/resolve"
@@ -77,76 +76,10 @@ func (p *Policy) Quota(box string, fields map[string]string, size int64) Verdict
 	return pass(name, "the mailbox has room")
 }
 
-// accountLimits reads Dovecot's quota_rule ("*:storage=1G:messages=1000") and, since its version
-// 2.4, quota_storage_size and quota_message_count, all with or without "userdb_" before them.
+// accountLimits are the limits that an account's extra fields name.
 func accountLimits(fields map[string]string) (l Limits, err error) {
-	field := func(name string) string {
-		if v := fields["userdb_"+name]; v != "" {
-			return v
-		}
-		return fields[name]
-	}
-	if v := field("quota_storage_size"); v != "" {
-		if l.Octets, err = parseSize(v, 1); err != nil {
-			return Limits{}, err
-		}
-	}
-	if v := field("quota_message_count"); v != "" {
-		if l.Messages, err = parseSize(v, 1); err != nil {
-			return Limits{}, err
-		}
-	}
-	rule := field("quota_rule")
-	which, rule, ok := strings.Cut(rule, ":")
-	if !ok || which != "*" && which != "?" {
-		return l, nil // of one folder, which does not bind delivery to the inbox alone
-	}
-	for part := range strings.SplitSeq(rule, ":") {
-		k, v, _ := strings.Cut(part, "=")
-		switch k {
-		case "storage":
-			l.Octets, err = parseSize(v, 1024)
-		case "bytes":
-			l.Octets, err = parseSize(v, 1)
-		case "messages":
-			l.Messages, err = parseSize(v, 1)
-		case "ignore", "":
-		default:
-			err = fmt.Errorf("quota rule: %q is not known", part)
-		}
-		if err != nil {
-			return Limits{}, err
-		}
-	}
-	return l, nil
-}
-
-// parseSize reads "500", "500M" or "1 GB"; unit is what a bare number counts.
-func parseSize(s string, unit int64) (int64, error) {
-	bad := fmt.Errorf("%q is no size", s)
-	num := strings.ToUpper(strings.TrimSpace(s))
-	if num == "UNLIMITED" {
-		return 0, nil
-	}
-	long := strings.TrimRight(num, "B")
-	if long != num && long != "" && strings.ContainsAny(long[len(long)-1:], "0123456789 ") {
-		unit = 1
-	}
-	num = strings.TrimSuffix(long, "I")
-	if num == "" {
-		return 0, bad
-	}
-	if i := strings.IndexByte("KMGT", num[len(num)-1]); i >= 0 {
-		unit, num = 1<<(10*(i+1)), num[:len(num)-1]
-	}
-	n, err := strconv.ParseInt(strings.TrimSpace(num), 10, 64)
-	if err != nil || n < 0 {
-		return 0, bad
-	}
-	if n > math.MaxInt64/unit {
-		return math.MaxInt64, nil
-	}
-	return n * unit, nil
+	l.Octets, l.Messages, err = accounts.Quota(fields)
+	return l, err
 }
 
 // recipientFile is the list of the addresses that exist behind us, read again when it changes.

@@ -8,36 +8,6 @@ import (
 	"time"
 )
 
-func TestAccountLimits(t *testing.T) {
-	for _, c := range []struct {
-		key, value string
-		want       Limits
-		bad        bool
-	}{
-		{"userdb_quota_rule", "*:storage=1G", Limits{1 << 30, 0}, false},
-		{"quota_rule", "*:storage=500", Limits{500 << 10, 0}, false},
-		{"quota_rule", "*:bytes=10M:messages=100", Limits{10 << 20, 100}, false},
-		{"quota_rule", "?:storage=1T", Limits{1 << 40, 0}, false},
-		{"quota_rule", "Trash:storage=+10M", Limits{}, false},
-		{"quota_rule", "*:storage=10%", Limits{}, true},
-		{"quota_rule", "*:colour=red", Limits{}, true},
-		{"quota_rule", "*:storage=", Limits{}, true},
-		{"quota_rule", "*:storage=B", Limits{}, true},
-		{"quota_rule", "*:storage=-1G", Limits{}, true},
-		{"quota_rule", "*:storage=9000000000G", Limits{1<<63 - 1, 0}, false},
-		{"userdb_quota_storage_size", "2 GB", Limits{2 << 30, 0}, false},
-		{"quota_storage_size", "500B", Limits{500, 0}, false},
-		{"quota_storage_size", "1GiB", Limits{1 << 30, 0}, false},
-		{"quota_storage_size", "unlimited", Limits{}, false},
-		{"quota_message_count", "7", Limits{0, 7}, false},
-	} {
-		got, err := accountLimits(map[string]string{c.key: c.value})
-		if got != c.want || (err != nil) != c.bad {
-			t.Errorf("%s=%s: %+v %v", c.key, c.value, got, err)
-		}
-	}
-}
-
 func TestQuota(t *testing.T) {
 	for _, c := range []struct {
 		name, file, rule string
