@@ -155,24 +155,23 @@ func letters(n int) (all []string) {
 
 // TestFetchers has other people's programs leave mail on the server.
 func TestFetchers(t *testing.T) {
-	s := newSite(t, "")
-	s.deliver(t, letter(1), letter(2), letter(3))
-	at, _ := s.serve(t)
-	_, port, err := net.SplitHostPort(at["pop3s"])
-	if err != nil {
-		t.Fatal(err)
-	}
-	n := 3
 	for _, f := range fetchers() {
 		t.Run(f.program, func(t *testing.T) {
+			t.Parallel()
 			need(t, f.program)
+			s := newSite(t, "")
+			s.deliver(t, letter(1), letter(2), letter(3))
+			at, _ := s.serve(t)
+			_, port, err := net.SplitHostPort(at["pop3s"])
+			if err != nil {
+				t.Fatal(err)
+			}
 			home := t.TempDir()
-			if got := f.fetch(t, home, port); !slices.Equal(got, letters(n)) {
+			if got := f.fetch(t, home, port); !slices.Equal(got, letters(3)) {
 				t.Errorf("%d messages: %q", len(got), got)
 			}
-			n++
-			s.deliver(t, letter(n))
-			if got := f.fetch(t, home, port); !slices.Equal(got, letters(n)) {
+			s.deliver(t, letter(4))
+			if got := f.fetch(t, home, port); !slices.Equal(got, letters(4)) {
 				t.Errorf("after one more: %d messages: %q", len(got), got)
 			}
 		})
@@ -181,6 +180,7 @@ func TestFetchers(t *testing.T) {
 
 // TestCurl fetches, lists and deletes by each way to log in that curl knows.
 func TestCurl(t *testing.T) {
+	t.Parallel()
 	curl := need(t, "curl")
 	s := newSite(t, "smtpd.auth.token_command = [\"/bin/sh\", \"-c\", \"read t; if [ \\\"$t\\\" = t0ken ]; then echo alice@example.test; else exit 77; fi\"]\n")
 	s.deliver(t, letter(1), letter(2))
@@ -245,6 +245,7 @@ func (s *site) asNobody(t *testing.T) {
 // TestSwitch takes a Maildir from Dovecot to mpop3d and back, on one port: no program that leaves
 // mail on the server fetches a message twice, and no unique-id changes.
 func TestSwitch(t *testing.T) {
+	t.Parallel()
 	if why := mailtest.DovecotMissing(); why != "" {
 		t.Skip(why)
 	}
@@ -287,9 +288,12 @@ func TestSwitch(t *testing.T) {
 	homes := map[string]string{}
 	var ids []string // by number, as they were first told
 	next := 3
-	for phase, serve := range []func() func(){dovecot, ours, dovecot, ours} {
+	for phase, serve := range []func() func(){dovecot, ours, dovecot, ours}[:switches] {
 		stop := serve()
 		for _, f := range fetchers() {
+			if !slow && (f.program == "getmail" || f.program == "python3") {
+				continue // half a second each to start
+			}
 			if _, err := exec.LookPath(f.program); err != nil {
 				t.Logf("skipped: %s is not installed", f.program)
 				continue
@@ -354,6 +358,7 @@ func uidl(t *testing.T, addr string) (ids []string) {
 // TestSharedWithDovecot: both serve one Maildir at the same time. What one removes the other has
 // not; what was fetched here is read there.
 func TestSharedWithDovecot(t *testing.T) {
+	t.Parallel()
 	if why := mailtest.DovecotMissing(); why != "" {
 		t.Skip(why)
 	}

@@ -258,6 +258,7 @@ func inetd(t *testing.T, s *site, mode, addr string) *exec.Cmd {
 }
 
 func TestProxyProtocol(t *testing.T) {
+	t.Parallel()
 	s := newSite(t, "pop3.proxy_from = [\"127.0.0.0/8\"]\n")
 	s.deliver(t, "Subject: one\n\nx\n")
 	at, _ := s.serve(t)
@@ -278,7 +279,7 @@ func TestProxyProtocol(t *testing.T) {
 	}
 	c = dial(t, at["pop3"])
 	defer c.Close()
-	if _, err := io.WriteString(c, "CAPA\r\n"); err != nil {
+	if _, err := io.WriteString(c, "CAPA\r\nCAPA\r\nCAPA\r\n"); err != nil {
 		t.Fatal(err)
 	}
 	if got, _ := io.ReadAll(c); len(got) > 0 {
@@ -288,6 +289,7 @@ func TestProxyProtocol(t *testing.T) {
 
 // TestStop: a session that waits hears that the server ends; nothing is removed.
 func TestStop(t *testing.T) {
+	t.Parallel()
 	s := newSite(t, "")
 	s.deliver(t, "Subject: one\n\nx\n")
 	at, cmd := s.serve(t)
@@ -321,6 +323,7 @@ func TestStop(t *testing.T) {
 
 // TestTooMany: one client more than may be is turned away in the protocol's words.
 func TestTooMany(t *testing.T) {
+	t.Parallel()
 	s := newSite(t, "pop3.max_sessions = 1\n")
 	at, _ := s.serve(t)
 	first := dial(t, at["pop3"])
@@ -371,6 +374,7 @@ func TestConfigurationErrors(t *testing.T) {
 
 // TestCertificateReload: a new certificate is served to the next connection, by STLS and without.
 func TestCertificateReload(t *testing.T) {
+	t.Parallel()
 	s := newSite(t, "")
 	other := newSite(t, "")
 	at, _ := s.serve(t)

@@ -1,0 +1,8 @@
+//go:build long
+
+package main
+
+const (
+	switches = 4
+	slow     = true
+)
