@@ -236,7 +236,7 @@ func (w *writer) admit(ctx context.Context, e *edit, as []*arrival, also func() 
 	}
 	if l.rebuilt || l.rewrite || len(l.pending) > 0 || l.jump {
 		// Another program was faster; its messages come first.
-		if err := w.scanHeld(ctx, lock, false); err != nil {
+		if err := w.scanHeld(ctx, lock, nil, false); err != nil {
 			return out, err
 		}
 		n := w.st.edit()

@@ -15,7 +15,8 @@ type edit struct {
 	st      *state
 	head    head
 	chunks  []*chunk
-	own     []bool // chunks that are copies already
+	own     []bool  // chunks that are copies already
+	names   []*blob // of chunks whose names this edit has begun to add to
 	dead    [][]bool
 	gone    []goneRange
 	ownGone bool
@@ -31,7 +32,7 @@ type edit struct {
 func (s *state) edit() *edit {
 	return &edit{
 		st: s, head: s.head, chunks: slices.Clone(s.chunks), own: make([]bool, len(s.chunks)),
-		dead: make([][]bool, len(s.chunks)), gone: s.gone, kws: s.keywords, guid: s.guid,
+		dead: make([][]bool, len(s.chunks)), names: make([]*blob, len(s.chunks)), gone: s.gone, kws: s.keywords, guid: s.guid,
 	}
 }
 
@@ -127,9 +128,14 @@ func (e *edit) add(f *fresh) error {
 	if k >= 0 && e.chunks[k].recs[len(e.chunks[k].recs)-1].uid > f.uid {
 		k = max(0, sort.Search(len(e.chunks), func(k int) bool { return e.chunks[k].recs[0].uid > f.uid })-1)
 	} else if k < 0 || len(e.chunks[k].recs) >= chunkSize {
-		e.chunks = append(e.chunks, &chunk{names: &blob{}, recs: make([]rec, 0, 16)})
+		c := &chunk{names: ready(nil), recs: make([]rec, 0, 16)}
+		if k >= 0 && e.whole { // one of many
+			c.recs, c.names = make([]rec, 0, chunkSize), ready(make([]byte, 0, len(e.chunks[k].names.b)+4096))
+		}
+		e.chunks = append(e.chunks, c)
 		e.own = append(e.own, true)
 		e.dead = append(e.dead, nil)
+		e.names = append(e.names, c.names)
 		k++
 	}
 	e.copyChunk(k)
@@ -139,7 +145,7 @@ func (e *edit) add(f *fresh) error {
 		return fmt.Errorf("%w: two messages have UID %d", errDamaged, f.uid)
 	}
 	r := f.rec
-	if err := c.setName(&r, f.base, f.suffix, f.guid); err != nil {
+	if err := e.setName(k, &r, f.base, f.suffix, f.guid); err != nil {
 		return err
 	}
 	c.recs = slices.Insert(c.recs, j, r)
@@ -154,7 +160,8 @@ func (e *edit) add(f *fresh) error {
 
 // setName stores a name behind all others of the chunk. Older versions of the chunk share what
 // is before it.
-func (c *chunk) setName(r *rec, base, suffix, guid string) error {
+func (e *edit) setName(k int, r *rec, base, suffix, guid string) error {
+	c := e.chunks[k]
 	b, err := c.names.bytes()
 	if err != nil {
 		return err
@@ -169,7 +176,12 @@ func (c *chunk) setName(r *rec, base, suffix, guid string) error {
 		b = append(b, byte(len(guid)))
 		b = append(b, guid...)
 	}
+	if c.names == e.names[k] { // nobody else has it
+		c.names.b = b
+		return nil
+	}
 	c.names = ready(b)
+	e.names[k] = c.names
 	return nil
 }
 
@@ -213,7 +225,7 @@ func (e *edit) change(uid uint32, l look) error {
 		return err
 	}
 	r.bits = r.bits&bitGUID | l.bits
-	return c.setName(r, base, l.suffix, guid)
+	return e.setName(k, r, base, l.suffix, guid)
 }
 
 // remove expunges a message.

@@ -28,7 +28,7 @@ func (w *writer) freshen(ctx context.Context, claim bool) error {
 // scan compares the folder with the state and writes down what is different.
 func (w *writer) scan(ctx context.Context, claim bool) error {
 	if w.st == nil || w.m.suspect {
-		return w.scanLocked(ctx, claim)
+		return w.scanLocked(ctx, nil, claim)
 	}
 	l, err := w.readList()
 	if err != nil {
@@ -36,31 +36,31 @@ func (w *writer) scan(ctx context.Context, claim bool) error {
 	}
 	if l.rebuilt {
 		w.st = nil
-		return w.scanLocked(ctx, claim)
+		return w.scanLocked(ctx, nil, claim)
 	}
-	sv, err := w.survey(ctx, l.pending)
+	sv, err := w.survey(ctx, l)
 	if err != nil {
 		return err
 	}
 	w.missed(l, sv)
 	if len(sv.unknown) > 0 || l.rewrite || l.torn || l.jump || w.st.modseq+2 > w.st.ceiling {
-		return w.scanLocked(ctx, claim)
+		return w.scanLocked(ctx, sv, claim)
 	}
 	return w.conclude(w.st.edit(), sv, l, nil, claim)
 }
 
-// scanLocked is scan with the right to give UIDs. The folder is looked at again: another
-// program may have given UIDs to the files that were new a moment ago.
-func (w *writer) scanLocked(ctx context.Context, claim bool) error {
+// scanLocked is scan with the right to give UIDs. sv is what was seen before; the folder is looked
+// at again when another program has given UIDs since.
+func (w *writer) scanLocked(ctx context.Context, sv *survey, claim bool) error {
 	lock, err := w.m.lockList(ctx)
 	if err != nil {
 		return err
 	}
 	defer w.m.unlockList(lock)
-	return w.scanHeld(ctx, lock, claim)
+	return w.scanHeld(ctx, lock, sv, claim)
 }
 
-func (w *writer) scanHeld(ctx context.Context, lock *maildir.UIDLock, claim bool) error {
+func (w *writer) scanHeld(ctx context.Context, lock *maildir.UIDLock, sv *survey, claim bool) error {
 	if err := w.takeOver(ctx, lock); err != nil {
 		return err
 	}
@@ -68,9 +68,10 @@ func (w *writer) scanHeld(ctx context.Context, lock *maildir.UIDLock, claim bool
 	if err != nil {
 		return err
 	}
-	sv, err := w.survey(ctx, l.pending)
-	if err != nil {
-		return err
+	if sv == nil || l.at != sv.list || l.rebuilt {
+		if sv, err = w.survey(ctx, l); err != nil {
+			return err
+		}
 	}
 	w.missed(l, sv)
 	e := w.st.edit()

@@ -12,6 +12,7 @@ import (
 	"slices"
 	"strings"
 	"time"
+	"unsafe"
 
 	"pennypost/internal/durable"
 	"pennypost/internal/maildir"
@@ -137,6 +138,7 @@ type sighting struct {
 type survey struct {
 	*known
 	before  [places]stamp
+	list    stamp    // of the uidlist whose lines are among the known
 	seen    []uint64 // a bit for each that was found
 	others  []sighting
 	unknown []found
@@ -144,6 +146,7 @@ type survey struct {
 	absent  []int // not found for sure
 	doubt   []int // not found, but the directory was too busy to be sure
 	names   int   // files seen in the last pass
+	arena   []byte
 }
 
 func (s *survey) has(i int) bool { return s.seen[i>>6]&(1<<(i&63)) != 0 }
@@ -242,7 +245,7 @@ func (s *survey) other(i int, name []byte, isNew bool) {
 	switch {
 	case !ok:
 	case i < 0:
-		s.unknown = append(s.unknown, found{string(base), l})
+		s.unknown = append(s.unknown, found{s.keep(base), l})
 	case s.has(i):
 		s.doubles = append(s.doubles, sighting{i, l})
 	default:
@@ -251,9 +254,19 @@ func (s *survey) other(i int, name []byte, isNew bool) {
 	}
 }
 
+// keep makes a string of a name without an allocation for each.
+func (s *survey) keep(b []byte) string {
+	if len(s.arena)+len(b) > cap(s.arena) {
+		s.arena = make([]byte, 0, 64<<10)
+	}
+	at := len(s.arena)
+	s.arena = append(s.arena, b...)
+	return unsafe.String(&s.arena[at], len(b))
+}
+
 // survey scans until it is sure what is there, or until the folder proves too busy for that.
-func (w *writer) survey(ctx context.Context, pending []listed) (*survey, error) {
-	m := w.m
+func (w *writer) survey(ctx context.Context, l *listRead) (*survey, error) {
+	m, pending := w.m, l.pending
 	k, err := newKnown(w.st, pending)
 	if err != nil {
 		return nil, err
@@ -267,7 +280,7 @@ func (w *writer) survey(ctx context.Context, pending []listed) (*survey, error) 
 	}
 	first := before
 	for pass := 1; ; pass++ {
-		s := &survey{known: k, before: first, seen: make([]uint64, n/64+1)}
+		s := &survey{known: k, before: first, list: l.at, seen: make([]uint64, n/64+1)}
 		if err := s.pass(m, buf); err != nil {
 			return nil, err
 		}

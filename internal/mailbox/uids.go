@@ -191,6 +191,8 @@ func (w *writer) readAll(l *listRead) error {
 	if err != nil {
 		return err
 	}
+	l.pending = make([]listed, 0, len(data)/80)
+	l.uids = make([]uint32, 0, len(data)/80)
 	list := &maildir.UIDList{}
 	if w.st != nil {
 		list.Next = w.st.next // Parse only raises it
@@ -353,7 +355,7 @@ func (w *writer) appendList(l *listRead, adds []*fresh) error {
 func (w *writer) rewriteList(lock *maildir.UIDLock, e *edit, l *listRead, sv *survey, adds []*fresh) error {
 	m := w.m
 	path := filepath.Join(m.control, maildir.UIDListName)
-	old := &maildir.UIDList{}
+	old := &maildir.UIDList{Entries: make([]maildir.UIDEntry, 0, l.lines)}
 	if l.at != (stamp{}) && !l.aside {
 		data, err := w.readListFile()
 		if err == nil {

@@ -1,0 +1,9 @@
+//go:build !long
+
+package mailbox
+
+const (
+	crashFirst  = 1
+	crashStride = 3
+	crashSeeds  = uint64(3)
+)
