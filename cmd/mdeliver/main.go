@@ -73,7 +73,7 @@ func options(cfg *config.Config, acc *accounts.Accounts, create, sweep bool) del
 	return deliver.Options{
 		Accounts: acc,
 		Maildirs: maildir.NewSet(maildir.Options{Host: cfg.Hostname, Now: cfg.Now(), Create: create, Sweep: sweep}),
-		Forward:  cfg.Deliver.Forward, PipeUser: cfg.Deliver.PipeUser, PipeTimeout: cfg.Deliver.PipeTimeout.Std(),
+		Forward:  cfg.Deliver.Forward, PipeUser: cfg.Deliver.PipeUser, User: cfg.Deliver.User, PipeTimeout: cfg.Deliver.PipeTimeout.Std(),
 		Create: create, Self: self, UID: os.Geteuid(), Now: cfg.Now(),
 	}
 }

@@ -128,6 +128,7 @@ type Accounts struct {
 type Deliver struct {
 	Forward     bool     `toml:"forward"`      // honour ~/.forward of system users; default true
 	PipeUser    string   `toml:"pipe_user"`    // default pp-pipe
+	User        string   `toml:"user"`         // whose the mailboxes of virtual users are, where mdeliver is root; default mdeliver's own
 	PipeTimeout Duration `toml:"pipe_timeout"` // default 5m
 	Create      bool     `toml:"create"`       // make a missing Maildir; default true
 }

@@ -34,6 +34,7 @@ type Options struct {
 	Self        string        // this program's own path, run again to write as another user
 	Plan        bool          // find out where mail would go, deliver nothing
 	UID         int           // who we are: os.Geteuid()
+	User        string        // as root, writes the mailboxes of accounts without a uid; "" = ourselves
 	Now         func() time.Time
 	Log         *slog.Logger
 }
@@ -207,7 +208,7 @@ func (j *job) header(to envelope.Recipient, l leaf) []byte {
 
 // toMailbox writes the message into a user's Maildir, as that user where the account names one.
 func (d *Deliverer) toMailbox(ctx context.Context, j *job, m *accounts.Mailbox, header []byte) (string, error) {
-	as, err := d.mailboxOwner(m)
+	as, err := d.mailboxOwner(ctx, m)
 	if err != nil {
 		return "", err
 	}
@@ -224,8 +225,17 @@ func (d *Deliverer) toMailbox(ctx context.Context, j *job, m *accounts.Mailbox, 
 }
 
 // mailboxOwner says as whom the mailbox is written: nil is ourselves.
-func (d *Deliverer) mailboxOwner(m *accounts.Mailbox) (*identity, error) {
+func (d *Deliverer) mailboxOwner(ctx context.Context, m *accounts.Mailbox) (*identity, error) {
 	switch {
+	case m.UID < 0 && d.o.UID == 0 && d.o.User != "":
+		u, err := d.o.Accounts.SystemUser(ctx, d.o.User)
+		if err != nil {
+			return nil, err
+		}
+		if u == nil {
+			return nil, deferral("4.3.5", "there is no user for the mailboxes of virtual users")
+		}
+		return &identity{name: u.Name, uid: u.UID, gid: u.GID, home: u.Home}, nil
 	case m.UID < 0 || m.UID == d.o.UID:
 		return nil, nil
 	case d.o.UID == 0:

@@ -139,6 +139,47 @@ func TestMailboxOfUser(t *testing.T) {
 	}
 }
 
+// As root, the mail of virtual users is written by the user of all of them.
+func TestMailboxOfVirtualUser(t *testing.T) {
+	if os.Geteuid() != 0 {
+		t.Skip("needs root to switch users")
+	}
+	w := newWorld(t)
+	exe, err := os.Executable()
+	if err != nil {
+		t.Fatal(err)
+	}
+	b, err := os.ReadFile(exe)
+	if err != nil {
+		t.Fatal(err)
+	}
+	self, boxes := filepath.Join(w.dir, "mdeliver"), filepath.Join(w.dir, "boxes")
+	if err := errorsOf(os.WriteFile(self, b, 0o755), os.MkdirAll(boxes, 0o700), os.Chown(boxes, nobody, nobody),
+		os.Chmod(w.dir, 0o755), os.Chmod(filepath.Dir(w.dir), 0o755)); err != nil {
+		t.Fatal(err)
+	}
+	w.put("passwd", "store:x:65534:65534::"+boxes+":/bin/sh\n")
+	w.acc.Maildirs = boxes + "/%u"
+	w.o.Self, w.o.User = self, "store"
+	if got := w.to("ann@a.test"); got != "delivered 2.0.0" {
+		t.Fatal(got)
+	}
+	names, _ := filepath.Glob(boxes + "/ann/new/*")
+	if len(names) != 1 {
+		t.Fatal(names)
+	}
+	for _, p := range append(names, boxes+"/ann", boxes+"/ann/cur") {
+		fi, err := os.Stat(p)
+		if err != nil || fi.Sys().(*syscall.Stat_t).Uid != nobody {
+			t.Errorf("%s: %v %v", p, fi, err)
+		}
+	}
+	w.o.User = "missing"
+	if got := w.to("ann@a.test"); got != "deferred 4.3.5" {
+		t.Errorf("without that user: %s", got)
+	}
+}
+
 // A full file system, and one that is read-only, defer.
 func TestFullDisk(t *testing.T) {
 	if os.Geteuid() != 0 {
