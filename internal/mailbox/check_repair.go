@@ -62,7 +62,7 @@ func (w *writer) mend(ctx context.Context) error {
 	if err != nil {
 		return err
 	}
-	sv, err := w.survey(ctx, l.pending)
+	sv, err := w.survey(ctx, l)
 	if err != nil {
 		return err
 	}
