@@ -2,6 +2,7 @@ package main
 
 import (
 	"bufio"
+	"errors"
 	"fmt"
 	"io"
 	"net"
@@ -148,5 +149,64 @@ func TestDeliverByOfSendmail(t *testing.T) {
 		if !strings.Contains(q[0], want) {
 			t.Errorf("no %s in %s", want, q[0])
 		}
+	}
+}
+
+// eximConfig makes Exim hand all its mail to port of this host, under TLS and in chunks.
+const eximConfig = `exim_path = %s
+primary_hostname = exim.test
+spool_directory = %s
+log_file_path = %s/log-%%s
+exim_user = Debian-exim
+exim_group = Debian-exim
+keep_environment =
+begin routers
+all:
+  driver = manualroute
+  route_list = * 127.0.0.1::%s
+  self = send
+  transport = smtp
+begin transports
+smtp:
+  driver = smtp
+  hosts_require_tls = *
+  tls_verify_certificates =
+`
+
+// asDebianExim runs a command where its user exists, whether or not the package is installed.
+const asDebianExim = `cat /etc/passwd >"$0/passwd" && echo Debian-exim:x:40050:40050::/:/bin/false >>"$0/passwd" &&
+cat /etc/group >"$0/group" && echo Debian-exim:x:40050: >>"$0/group" &&
+mount --bind "$0/passwd" /etc/passwd && mount --bind "$0/group" /etc/group && exec "$@"`
+
+// TestChunksOfExim: Exim sends BDAT behind RCPT without waiting, and a second chunk by the last.
+func TestChunksOfExim(t *testing.T) {
+	exim := unpacked(t, "/usr/sbin/exim4")
+	if os.Getuid() != 0 {
+		t.Skip("needs root: Exim changes its user")
+	}
+	s := newSite(t)
+	_, port, _ := net.SplitHostPort(s.serve(t)["mx"])
+	dir, err := os.MkdirTemp("/tmp", "exim")
+	if err != nil {
+		t.Fatal(err)
+	}
+	t.Cleanup(func() { os.RemoveAll(dir) })
+	if err := errors.Join(os.Chown(dir, 40050, 40050), os.Chmod(dir, 0o755)); err != nil {
+		t.Fatal(err)
+	}
+	conf := filepath.Join(dir, "exim.conf")
+	if err := os.WriteFile(conf, []byte(fmt.Sprintf(eximConfig, exim, dir, dir, port)), 0o644); err != nil {
+		t.Fatal(err)
+	}
+	body := ".dot\n..two\ncaf\u00e9\n" + strings.Repeat(strings.Repeat("x", 70)+"\n", 1000) + "end\n"
+	cmd := exec.Command("unshare", "-m", "sh", "-c", asDebianExim, dir, exim, "-C", conf, "-v", "-odf", "-f", "x@far.test", "bob@example.test")
+	cmd.Stdin = strings.NewReader("Subject: chunks\n\n" + body)
+	out, err := cmd.CombinedOutput()
+	if err != nil || !strings.Contains(string(out), "BDAT ") {
+		t.Fatalf("%v\n%s", err, out)
+	}
+	q := s.queued(t)
+	if len(q) != 1 || !strings.HasSuffix(q[0], "\n\n"+body) || !strings.Contains(q[0], `"proto":"ESMTPS"`) {
+		t.Errorf("%d messages %.300q\n%s", len(q), q, out)
 	}
 }
