@@ -11,6 +11,7 @@ import (
 	"pennypost/internal/accounts"
 	"pennypost/internal/auth"
 	"pennypost/internal/cli"
+	"pennypost/internal/daemon"
 	"pennypost/internal/daemon/login"
 	"pennypost/internal/envelope"
 	"pennypost/internal/password"
@@ -52,7 +53,7 @@ func add(t *task) error {
 			return err
 		}
 	}
-	err := accounts.AddUser(t.cfg.Accounts.Users, t.first, t.addr, t.c.String("home"), t.c.String("extra"), t.dry)
+	err := t.addUser()
 	if errors.Is(err, accounts.ErrExists) && stored != nil {
 		err = nil // a mailbox gets its first password
 	}
@@ -63,6 +64,25 @@ func add(t *task) error {
 		return err
 	}
 	return t.report("add")
+}
+
+// addUser makes the mailbox. A user of the system has one; a line in users would take the mail away
+// from there, and is made where the command line asks for what only such a line can say.
+func (t *task) addUser() error {
+	home, extra := t.c.String("home"), t.c.String("extra")
+	if t.cfg.Accounts.System && home == "" && extra == "" && t.addr.Domain == envelope.FoldDomain(t.first) {
+		acc, err := daemon.Accounts(t.cfg)
+		if err != nil {
+			return cli.Exit(envelope.ExConfig, err)
+		}
+		switch u, err := acc.SystemUser(t.c.Context, t.addr.Local); {
+		case err != nil:
+			return err
+		case u != nil:
+			return fmt.Errorf("%s: %w: it is a user of the system", t.addr, accounts.ErrExists)
+		}
+	}
+	return accounts.AddUser(t.cfg.Accounts.Users, t.first, t.addr, home, extra, t.dry)
 }
 
 func change(t *task) error {
