@@ -164,6 +164,11 @@ func (c *checker) account(ctx context.Context) (found []problem, err error) {
 			fix: func(context.Context) error { return maildir.RaiseUIDValidity(s.fs, root, highest) },
 		})
 	}
+	more, err := c.maildirSize(folders)
+	if err != nil {
+		return nil, err
+	}
+	found = append(found, more...)
 	path := filepath.Join(root, maildir.SubscriptionsName)
 	b, err := c.read(path, 16<<20)
 	if err != nil {
@@ -176,6 +181,40 @@ func (c *checker) account(ctx context.Context) (found []problem, err error) {
 		}})
 	}
 	return found, nil
+}
+
+// maildirSize compares maildirsize, where it is kept, with what is there.
+func (c *checker) maildirSize(folders []maildir.Folder) ([]problem, error) {
+	s := c.s
+	p := problem{
+		Finding: Finding{Path: s.sizePath(), Kind: "maildirsize", Remedy: "counts anew"},
+		fix: func(ctx context.Context) error {
+			_, err := s.Recount(ctx)
+			return err
+		},
+	}
+	says, _, err := s.readSize()
+	if errors.Is(err, fs.ErrNotExist) {
+		return nil, nil
+	}
+	if err != nil {
+		p.What = err.Error()
+		return []problem{p}, nil
+	}
+	var is Limits
+	buf := make([]byte, 64<<10)
+	for _, f := range folders {
+		for _, sub := range []string{"new", "cur"} {
+			if err := s.countDir(filepath.Join(f.Path, sub), buf, &is); err != nil && !errors.Is(err, fs.ErrNotExist) {
+				return nil, err
+			}
+		}
+	}
+	if now, _, err := s.readSize(); err != nil || now != says || says.Used == (maildir.Quota{Octets: is.Octets, Messages: is.Messages}) {
+		return nil, nil // or mail came meanwhile
+	}
+	p.What = fmt.Sprintf("it says %d octets in %d messages, and there are %d in %d", says.Used.Octets, says.Used.Messages, is.Octets, is.Messages)
+	return []problem{p}, nil
 }
 
 // highestValidity is the highest UIDVALIDITY of a folder.

@@ -263,6 +263,9 @@ func damages() []damage {
 			}
 			a.write("dovecot-uidvalidity.00000005", "")
 		}, []string{"uidvalidity-counter"}, false, true, true},
+		{"a maildirsize that is wrong", func(a *account) { a.write(maildir.SizeName, "0S\n5 1\n") }, []string{"maildirsize"}, false, true, true},
+		{"a maildirsize that is garbage", func(a *account) { a.write(maildir.SizeName, "hello\n") }, []string{"maildirsize"}, false, true, true},
+		{"a maildirsize that is right", func(a *account) { a.write(maildir.SizeName, "0S\n102 6\n") }, nil, false, true, true},
 		{"a subscription that is no name", func(a *account) { a.write(maildir.SubscriptionsName, "V\t2\n\na&b\nSent\n") }, []string{"subscription"}, false, false, true},
 	}
 }

@@ -134,7 +134,7 @@ func (s *Store) planAt(name, dir, control string) (Taken, error) {
 		t.From = FromDovecot
 		t.count(list, k.files)
 		t.named(keywords, k.kw)
-		t.Lost = append(t.Lost, s.dovecotLosses(dir)...)
+		t.Lost = append(t.Lost, s.dovecotLosses(dir, keywords)...)
 	}
 	acl, err := k.read(filepath.Join(dir, maildir.CourierACL), 1<<20)
 	if err == nil && t.From == FromCourier {
@@ -165,11 +165,14 @@ func (s *Store) planCourier(t *Taken, k *folderCheck, have maildir.Keywords) err
 	return nil
 }
 
-// dovecotLosses names what only Dovecot's index knows.
-func (s *Store) dovecotLosses(dir string) []string {
+// dovecotLosses names what only Dovecot's index knows, where the folder has run out of letters.
+func (s *Store) dovecotLosses(dir string, k maildir.Keywords) []string {
+	if slices.Contains(k[:], "") {
+		return nil
+	}
 	for _, n := range []string{"dovecot.index", "dovecot.index.log"} {
 		if _, err := s.fs.Lstat(filepath.Join(dir, n)); err == nil {
-			return []string{"keywords beyond 26, and which messages are recent: only dovecot.index has them"}
+			return []string{"keywords beyond the 26 that have letters, if there are any: only dovecot.index has them"}
 		}
 	}
 	return nil

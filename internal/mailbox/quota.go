@@ -123,7 +123,13 @@ func (s *Store) Recount(ctx context.Context) (used Limits, err error) {
 			return used, nil // right enough for now, and wrong in the file
 		}
 	}
-	b := maildir.AppendMaildirSize(nil, s.limit(), maildir.Quota{Octets: used.Octets, Messages: used.Messages})
+	limit := s.limit()
+	if limit == (maildir.Quota{}) {
+		if was, _, err := s.readSize(); err == nil {
+			limit = was.Limit // Courier knows no other place for it
+		}
+	}
+	b := maildir.AppendMaildirSize(nil, limit, maildir.Quota{Octets: used.Octets, Messages: used.Messages})
 	tmp := filepath.Join(s.root, "tmp", s.namer.Base())
 	err = durable.WriteFileOn(s.fs, tmp, b, 0o600)
 	if err == nil {

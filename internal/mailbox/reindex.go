@@ -56,7 +56,7 @@ func (s *Store) RaiseModSeq(ctx context.Context, name string, n uint64) (err err
 		if n < w.st.modseq {
 			return nil
 		}
-		if n >= 1<<63-2*block {
+		if n >= 1<<62 { // RFC 7162 §7 ends MODSEQs at 2^63
 			return fmt.Errorf("mailbox %s: MODSEQ %d leaves no room for more", m.name, n)
 		}
 		m.told = max(m.told, n)
