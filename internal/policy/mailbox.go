@@ -11,6 +11,7 @@ import (
 	"path/filepath"
 	"strings"
 	"sync"
+	"syscall"
 	"time"
 
 	"pennypost/internal/accounts"
@@ -43,7 +44,7 @@ func (p *Policy) Quota(box string, fields map[string]string, size int64) Verdict
 	if err != nil {
 		p.o.Log.Error("quota of an account cannot be read", "mailbox", box, "err", err)
 	}
-	f, err := os.Open(filepath.Join(box, maildir.SizeName))
+	f, err := openFile(filepath.Join(box, maildir.SizeName))
 	if errors.Is(err, fs.ErrNotExist) {
 		return pass(name, "the mailbox does not count what it holds")
 	}
@@ -80,6 +81,22 @@ func (p *Policy) Quota(box string, fields map[string]string, size int64) Verdict
 func accountLimits(fields map[string]string) (l Limits, err error) {
 	l.Octets, l.Messages, err = accounts.Quota(fields)
 	return l, err
+}
+
+// openFile opens what a user has put there. Opening a pipe would wait for somebody to write.
+func openFile(path string) (*os.File, error) {
+	f, err := os.OpenFile(path, os.O_RDONLY|syscall.O_NONBLOCK, 0)
+	if err != nil {
+		return nil, err
+	}
+	fi, err := f.Stat()
+	if err == nil && !fi.Mode().IsRegular() {
+		err = errors.New("it is no file")
+	}
+	if err != nil {
+		return nil, errors.Join(err, f.Close())
+	}
+	return f, nil
 }
 
 // recipientFile is the list of the addresses that exist behind us, read again when it changes.

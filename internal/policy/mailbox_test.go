@@ -4,6 +4,7 @@ import (
 	"os"
 	"path/filepath"
 	"strings"
+	"syscall"
 	"testing"
 	"time"
 )
@@ -45,6 +46,33 @@ func TestQuota(t *testing.T) {
 				t.Errorf("switched off: %+v", r)
 			}
 		})
+	}
+}
+
+// A user may put anything into the mailbox; what cannot be read holds nobody up.
+func TestQuotaOfNoFile(t *testing.T) {
+	for name, put := range map[string]func(path string) error{
+		"a pipe":           func(p string) error { return syscall.Mkfifo(p, 0o600) },
+		"a directory":      func(p string) error { return os.Mkdir(p, 0o700) },
+		"a device":         func(p string) error { return os.Symlink("/dev/zero", p) },
+		"a link to itself": func(p string) error { return os.Symlink("maildirsize", p) },
+	} {
+		dir := t.TempDir()
+		if err := put(filepath.Join(dir, "maildirsize")); err != nil {
+			t.Fatal(err)
+		}
+		s := newSite(t)
+		s.o.Quota = true
+		done := make(chan Verdict, 1)
+		go func() { done <- New(s.o).Quota(dir, nil, 0) }()
+		select {
+		case r := <-done:
+			if r.Refuses() {
+				t.Errorf("%s: %+v", name, r)
+			}
+		case <-time.After(10 * time.Second):
+			t.Fatalf("%s: no verdict", name)
+		}
 	}
 }
 
