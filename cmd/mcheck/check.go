@@ -64,6 +64,7 @@ func (k *checker) all(ctx context.Context, cfg *config.Config, dns bool) {
 	k.tls(cfg)
 	k.passwords(ctx, cfg)
 	k.logins(cfg)
+	k.sessions(ctx, cfg)
 	k.relay(cfg)
 	k.policy(cfg)
 	k.workers(cfg)
