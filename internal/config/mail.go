@@ -12,6 +12,8 @@ type Store struct {
 	Control string `toml:"control"` // template of where dovecot-uidlist and -keywords are; "" = in the folders
 	Index   string `toml:"index"`   // template of where the index and the cache are; "" = in the folders
 	Courier bool   `toml:"courier"` // take over Courier's files where Dovecot's are missing; default true
+
+	Folders []string `toml:"folders"` // made by "mstore create": names, with their special use behind "="
 }
 
 // POP3 is mpop3d's.
@@ -24,13 +26,17 @@ type POP3 struct {
 	Expire      int        `toml:"expire"`       // days mail may stay; -1 (default) for good, 0 not once it was fetched
 	LoginDelay  Duration   `toml:"login_delay"`  // between two logins of a user; default 0
 	Seen        bool       `toml:"seen"`         // fetching a message marks it as read; default true
+	ClearFrom   []string   `toml:"clear_from"`   // networks whose clients may log in without TLS; default none
 	ProxyFrom   []string   `toml:"proxy_from"`   // networks of proxies that send the PROXY protocol; default none
 	Listen      []Listener `toml:"listen"`       // used by "mpop3d --listen config"
 }
 
 // defaultMail fills in both.
 func (c *Config) defaultMail() {
-	c.Store = Store{Layout: "maildir++", Courier: true}
+	c.Store = Store{
+		Layout: "maildir++", Courier: true,
+		Folders: []string{"Drafts=drafts", "Sent=sent", "Junk=junk", "Trash=trash", "Archive=archive"},
+	}
 	c.POP3 = POP3{
 		MaxSessions: 10000, Idle: Duration(30 * time.Second), Timeout: Duration(10 * time.Minute), Errors: 10,
 		UIDL: "%08Xu%08Xv", Expire: -1, Seen: true,
@@ -46,6 +52,14 @@ func (c *Config) checkMail(k *checker) {
 			k.bad(key, 0, "%q: a template with %%d and %%u, or %%h, is one directory for each user", t)
 		}
 	}
+	for i, f := range c.Store.Folders {
+		// RFC 6154 §2 names the uses, RFC 8457 §3 the last one.
+		if name, use, ok := strings.Cut(f, "="); name == "" {
+			k.bad("store.folders", i, "%q has no name", f)
+		} else if ok {
+			k.oneOf("store.folders", i, use, "all", "archive", "drafts", "flagged", "junk", "sent", "trash", "important")
+		}
+	}
 	p := c.POP3
 	k.atLeast("pop3.max_sessions", int64(p.MaxSessions), 1)
 	k.atLeast("pop3.errors", int64(p.Errors), 1)
@@ -59,6 +73,7 @@ func (c *Config) checkMail(k *checker) {
 	if p.UIDL == "" {
 		k.bad("pop3.uidl", 0, "empty: every message needs an id; leave the key out for Dovecot's form")
 	}
+	k.networks("pop3.clear_from", p.ClearFrom)
 	k.networks("pop3.proxy_from", p.ProxyFrom)
 	k.listeners("pop3.listen", p.Listen, "pop3", "pop3s")
 }

@@ -42,7 +42,10 @@ func (k *folderCheck) repair(ctx context.Context, found []problem) error {
 	if err := w.mend(ctx); err != nil {
 		return errors.Join(append(errs, err)...)
 	}
-	return errors.Join(append(errs, w.learnSizes(k.wires))...)
+	if len(k.wires) > 0 { // once more: messages that were new have lines now
+		errs = append(errs, w.tidyList(ctx, k.wires), w.learnSizes(k.wires))
+	}
+	return errors.Join(errs...)
 }
 
 // mend is a scan that believes nothing and writes the uidlist anew.
