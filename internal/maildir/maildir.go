@@ -68,6 +68,9 @@ type Maildir struct {
 	path string
 	dir  *durable.Dir // new/
 	info fs.FileInfo  // of new/, to notice that another directory took its place
+	// change is held while names are made in tmp/ and moved. The kernel lets one do that at a
+	// time anyway; threads that wait for it there spin.
+	change sync.Mutex
 
 	// guarded by set.mu
 	refs int
@@ -206,7 +209,9 @@ func (m *Maildir) deliver(ctx context.Context, header []byte, r io.Reader) (stri
 	dst := filepath.Join(m.path, "new", name)
 	named := false
 	err = m.dir.Commit(f, func() error {
+		m.change.Lock()
 		err := fsys.RenameNew(tmp, dst)
+		m.change.Unlock()
 		if named = err == nil; named {
 			err = m.syncReplaced()
 		}
@@ -228,6 +233,8 @@ func (m *Maildir) deliver(ctx context.Context, header []byte, r io.Reader) (stri
 // openTmp creates the file in tmp, and tmp itself when somebody cleaned it away.
 func (m *Maildir) openTmp(tmp string) (durable.File, error) {
 	fsys := m.set.o.FS
+	m.change.Lock()
+	defer m.change.Unlock()
 	f, err := fsys.OpenFile(tmp, os.O_WRONLY|os.O_CREATE|os.O_EXCL, 0o600)
 	if !errors.Is(err, fs.ErrNotExist) {
 		return f, err

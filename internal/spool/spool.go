@@ -67,6 +67,9 @@ type Spool struct {
 	wake   waker
 	lastMS atomic.Int64
 	bufs   sync.Pool
+	// change is held while a name is made in incoming/. The kernel lets one do that at a time
+	// anyway; threads that wait for it there spin.
+	change sync.Mutex
 }
 
 // Init makes the directories of a spool for one user. It is idempotent.

@@ -152,7 +152,9 @@ func (w *Writer) flush() error {
 // create makes the file under its final name and locks it: a reader who finds it complete
 // still leaves it alone until we have it on stable storage.
 func (w *Writer) create() error {
+	w.s.change.Lock()
 	f, err := w.s.fsys.OpenFile(w.s.path(dirIncoming, w.id), createFlags, 0o640)
+	w.s.change.Unlock()
 	if err != nil {
 		return err
 	}
