@@ -43,6 +43,7 @@ type Options struct {
 	Log         *slog.Logger     // default: silence
 	FS          durable.FS       // default the operating system's
 	Parallelism int              // parsing goroutines; default the number of processors
+	Watcher     *Watcher         // shared by the Stores of a process; nil: Watch polls
 	Boot        uint64           // tells one run of the machine from another; 0: the system is asked
 }
 
@@ -149,23 +150,3 @@ type POP3Entry struct {
 
 // Range is an inclusive range of UIDs.
 type Range struct{ First, Last uint32 }
-
-// Columns says what Cached is to deliver.
-type Columns uint8
-
-// The columns of the cache.
-const (
-	Envelope Columns = 1 << iota
-	BodyStructure
-	Bodies // BODY, without extensions
-	Parts  // offsets of the parts
-	Fields // header fields decoded for SEARCH, SORT and THREAD
-)
-
-// Row is one message's cached data. Slices are valid until the next row.
-type Row struct {
-	UID           uint32
-	Envelope      []byte
-	Body          []byte
-	BodyStructure []byte
-}

@@ -300,7 +300,7 @@ func (w *writer) admit(ctx context.Context, e *edit, as []*arrival, also func() 
 			return out, err
 		}
 	}
-	e.head.stamps[atList], e.head.lines = l.at, l.lines
+	e.head.stamps[atList], e.head.lines, e.head.listSum = l.at, l.lines, l.sum
 	if l.pop3 {
 		e.head.listBits |= listPOP3
 	}

@@ -7,3 +7,8 @@ const (
 	crashStride = 1
 	crashSeeds  = uint64(12)
 )
+
+const (
+	modelSeeds = 100
+	modelSteps = 200
+)

@@ -7,3 +7,8 @@ const (
 	crashStride = 3
 	crashSeeds  = uint64(3)
 )
+
+const (
+	modelSeeds = 6
+	modelSteps = 25
+)

@@ -45,7 +45,7 @@ func appendHead(b []byte, h *head) []byte {
 		b = le.AppendUint64(b, s.ino)
 		b = le.AppendUint64(b, uint64(s.size))
 	}
-	return append(b, h.listBits, 0, 0, 0, 0, 0, 0, 0)
+	return le.AppendUint32(append(b, h.listBits, 0, 0, 0), h.listSum)
 }
 
 const headSize = 4*4 + 8*5 + places*24 + 8
@@ -60,7 +60,7 @@ func readHead(b []byte, h *head) {
 		h.stamps[i] = stamp{int64(le.Uint64(b)), le.Uint64(b[8:]), int64(le.Uint64(b[16:]))}
 		b = b[24:]
 	}
-	h.listBits = b[0]
+	h.listBits, h.listSum = b[0], le.Uint32(b[4:])
 }
 
 // pack is the chunk with names in the order of its records and nothing between them.

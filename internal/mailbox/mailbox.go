@@ -9,6 +9,7 @@ import (
 	"io/fs"
 	"os"
 	"path/filepath"
+	"sync"
 	"sync/atomic"
 	"syscall"
 	"time"
@@ -29,6 +30,10 @@ type Mailbox struct {
 	name                  string
 	dir, control, indexAt string
 	refs                  int // guarded by store.mu
+
+	subs      subscribers
+	cacheOnce sync.Once
+	cache     *cache
 
 	sem chan struct{} // held by the one goroutine that looks at or changes the folder
 	st  atomic.Pointer[state]

@@ -126,7 +126,8 @@ func (v *View) SetPOP3Keys(ctx context.Context, keys map[uint32]string) error {
 		}
 		list.Next = max(list.Next, w.st.next)
 		list.Ceiling = max(list.Ceiling, w.st.ceiling)
-		if err := w.replaceList(lock, path+".tmp", path, list.AppendTo(nil)); err != nil {
+		b := list.AppendTo(nil)
+		if err := w.replaceList(lock, path+".tmp", path, b); err != nil {
 			return err
 		}
 		at, err := w.m.lstat(path)
@@ -135,7 +136,7 @@ func (v *View) SetPOP3Keys(ctx context.Context, keys map[uint32]string) error {
 		}
 		e := w.st.edit()
 		if was == w.st.stamps[atList] { // else the next scan reads it
-			e.head.stamps[atList] = at
+			e.head.stamps[atList], e.head.listSum = at, firstLine(b[:min(len(b), 4096)])
 		}
 		e.head.listBits |= listPOP3
 		e.head.lines = uint32(len(list.Entries))

@@ -221,7 +221,7 @@ func (w *writer) conclude(e *edit, sv *survey, l *listRead, adds []*fresh, claim
 		young = moved
 	}
 	e.head.stamps = stamps
-	e.head.lines = l.lines
+	e.head.lines, e.head.listSum = l.lines, l.sum
 	e.head.listBits = 0
 	if l.pop3 {
 		e.head.listBits = listPOP3

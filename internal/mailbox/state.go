@@ -244,7 +244,8 @@ type head struct {
 	verify      int64  // nanoseconds since 1970: a scan is due then; 0: never
 	boot        uint64 // of the machine, at the last commit
 	stamps      [places]stamp
-	listBits    uint8 // which keys the uidlist has
+	listBits    uint8  // which keys the uidlist has
+	listSum     uint32 // of its first line: inode numbers come back when a file is replaced twice
 }
 
 const (

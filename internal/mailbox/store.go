@@ -28,6 +28,9 @@ type Store struct {
 	namer *maildir.Namer
 	bufs  sync.Pool
 
+	watcher *Watcher
+	watches bool // the watcher is the store's own
+
 	mu   sync.Mutex
 	open map[string]*Mailbox
 }
@@ -51,6 +54,10 @@ func Open(root string, o Options) (*Store, error) {
 		namer: maildir.NewNamer(o.Host, o.Now), open: map[string]*Mailbox{},
 		tree: &maildir.Tree{Root: root, UTF8: o.UTF8, Control: o.Control, Index: o.Index},
 	}
+	if s.watcher = o.Watcher; s.watcher == nil {
+		s.watcher = &Watcher{boxes: map[*Mailbox][]int{}, byDir: map[int]map[*Mailbox]bool{}}
+		s.watches = true
+	}
 	s.bufs.New = func() any { b := make([]byte, copyBuffer); return &b }
 	if o.FSLayout {
 		s.tree.Layout = maildir.LayoutFS
@@ -73,6 +80,9 @@ func (s *Store) Close() error {
 	s.mu.Lock()
 	defer s.mu.Unlock()
 	var errs []error
+	if s.watches {
+		errs = append(errs, s.watcher.Close())
+	}
 	for name, m := range s.open {
 		delete(s.open, name)
 		errs = append(errs, m.shut())

@@ -1,9 +1,11 @@
 package mailbox
 
 import (
+	"bytes"
 	"context"
 	"errors"
 	"fmt"
+	"hash/crc32"
 	"io"
 	"io/fs"
 	"os"
@@ -16,8 +18,8 @@ import (
 	"pennypost/internal/maildir"
 )
 
-// block is how many MODSEQs are reserved at a time.
-const block = 1 << 20
+// modseqBlock is how many MODSEQs are reserved at a time.
+const modseqBlock = 1 << 20
 
 const (
 	// deadMin and a quarter of all lines must be of messages that are gone before the uidlist is
@@ -43,6 +45,7 @@ type listRead struct {
 	rebuilt        bool // there was no state to compare with
 	aside          bool // the file is of no use: it is put aside
 	pop3           bool
+	sum            uint32 // of the first line
 }
 
 func (m *Mailbox) lockList(ctx context.Context) (*maildir.UIDLock, error) {
@@ -84,13 +87,16 @@ func (w *writer) readList() (*listRead, error) {
 	if w.st != nil {
 		was := w.st.stamps[atList]
 		l.next, l.lines, l.oldCeiling, l.size = w.st.next, w.st.lines, w.st.ceiling, was.size
-		l.pop3 = w.st.listBits&listPOP3 != 0
+		l.pop3, l.sum = w.st.listBits&listPOP3 != 0, w.st.listSum
 		switch {
+		case m.suspect:
 		case was.ino == 0 || was.ino != l.at.ino || l.at.size < was.size:
 		case was == l.at:
 			return l, nil
 		case l.at.size > was.size:
-			return l, w.readTail(l)
+			if ok, err := w.readTail(l); ok || err != nil {
+				return l, err
+			}
 		}
 	}
 	return l, w.readAll(l)
@@ -121,22 +127,37 @@ func (m *Mailbox) readFile(path string, limit int64) ([]byte, error) {
 	return b, errors.Join(err, f.Close())
 }
 
-// readTail reads the lines that were appended since the state was made.
-func (w *writer) readTail(l *listRead) error {
+// readTail reads the lines that were appended since the state was made; false: the file is
+// another one in spite of its number.
+func (w *writer) readTail(l *listRead) (bool, error) {
 	f, err := w.m.fs().OpenFile(filepath.Join(w.m.control, maildir.UIDListName), os.O_RDONLY, 0)
 	if err != nil {
-		return err
+		return false, err
 	}
-	b := make([]byte, l.at.size-l.size)
-	n, err := f.ReadAt(b, l.size)
-	if errors.Is(err, io.EOF) {
-		err = nil
+	first := make([]byte, min(l.size, 4096))
+	b := make([]byte, l.at.size-l.size+1)
+	_, err = readAtFull(f, first, 0)
+	n := 0
+	if err == nil {
+		n, err = f.ReadAt(b, l.size-1)
+		if errors.Is(err, io.EOF) {
+			err = nil
+		}
 	}
 	if err = errors.Join(err, f.Close()); err != nil {
-		return err
+		return false, err
+	}
+	if n == 0 || b[0] != '\n' || firstLine(first) != l.sum {
+		return false, nil
 	}
 	list := &maildir.UIDList{Version: 3, Validity: w.st.validity, Next: w.st.next, Last: w.st.next - 1, Size: l.size}
-	return w.take(l, list, string(b[:n]), w.st.next)
+	return true, w.take(l, list, string(b[1:n]), w.st.next)
+}
+
+// firstLine is the checksum of the first line.
+func firstLine(b []byte) uint32 {
+	line, _, _ := bytes.Cut(b, []byte{'\n'})
+	return crc32.Checksum(line, castagnoli)
 }
 
 // take parses lines; those with UIDs from first on are pending.
@@ -191,6 +212,7 @@ func (w *writer) readAll(l *listRead) error {
 	if err != nil {
 		return err
 	}
+	l.sum = firstLine([]byte(data[:min(len(data), 4096)]))
 	l.pending = make([]listed, 0, len(data)/80)
 	l.uids = make([]uint32, 0, len(data)/80)
 	list := &maildir.UIDList{}
@@ -210,7 +232,7 @@ func (w *writer) readAll(l *listRead) error {
 			return nil
 		}
 		m.store.log.Warn("the uidlist of a mailbox was replaced", "mailbox", m.name)
-		*l = listRead{at: l.at, keywordsAt: l.keywordsAt, keywords: l.keywords, full: true}
+		*l = listRead{at: l.at, keywordsAt: l.keywordsAt, keywords: l.keywords, full: true, sum: l.sum}
 		if l.keywords == nil {
 			if l.keywords, err = m.readKeywords(); err != nil {
 				return err
@@ -284,10 +306,10 @@ func (w *writer) writeList(lock *maildir.UIDLock, e *edit, l *listRead, sv *surv
 	h := &e.head
 	if l.jump {
 		h.modseq = max(l.oldCeiling, w.st.ceiling, w.st.modseq, w.m.told) + 1
-		h.ceiling = h.modseq + block
+		h.ceiling = h.modseq + modseqBlock
 		l.rewrite = true
 	} else if h.modseq+2 > h.ceiling {
-		h.ceiling = h.modseq + block
+		h.ceiling = h.modseq + modseqBlock
 		l.rewrite = true
 	}
 	dead := int64(l.lines) - int64(w.st.n) - int64(len(l.pending))
@@ -392,7 +414,7 @@ func (w *writer) rewriteList(lock *maildir.UIDLock, e *edit, l *listRead, sv *su
 	if err := w.replaceList(lock, tmp, path, b); err != nil {
 		return err
 	}
-	l.lines, l.size = uint32(len(out.Entries)), int64(len(b))
+	l.lines, l.size, l.sum = uint32(len(out.Entries)), int64(len(b)), firstLine(b[:min(len(b), 4096)])
 	return nil
 }
 
