@@ -3,11 +3,8 @@ package main
 import (
 	"context"
 	"crypto/tls"
-	"errors"
 	"log/slog"
 	"os"
-	"os/user"
-	"strconv"
 	"sync"
 	"syscall"
 
@@ -76,7 +73,7 @@ func newServers(cfg *config.Config, log *slog.Logger, p *play, single bool) (*se
 			Spool: sp, Hostname: cfg.Hostname, MaxSize: cfg.Limits.MessageSize, MaxHops: cfg.Limits.Hops, Now: cfg.Now(), Log: log,
 		}),
 		RelayFrom: relayFrom, RelayDomains: cfg.SMTPD.RelayDomains, Policy: pol, Extend: extend,
-		TrustedUIDs: trusted(cfg.Spool), Login: userOf, Filters: list,
+		TrustedUIDs: trusted(cfg.Spool), Login: userOf(acc), Filters: list,
 		MaxSize: cfg.Limits.MessageSize, MaxRecipients: cfg.Limits.Recipients,
 		MaxErrors: cfg.SMTPD.Errors, Timeout: cfg.SMTPD.Timeout.Std(), Log: log,
 	}
@@ -137,15 +134,13 @@ func trusted(spoolDir string) []int {
 	return uids
 }
 
-// userOf names the user of a uid; one who is in no list has no name.
-func userOf(_ context.Context, uid int) (string, error) {
-	u, err := user.LookupId(strconv.Itoa(uid))
-	var unknown user.UnknownUserIdError
-	if errors.As(err, &unknown) {
-		return "", nil
+// userOf names the user of a uid, from all lists of the system; one who is in none has no name.
+func userOf(acc *accounts.Accounts) func(context.Context, int) (string, error) {
+	return func(ctx context.Context, uid int) (string, error) {
+		u, err := acc.SystemUserByID(ctx, uid)
+		if err != nil || u == nil {
+			return "", err
+		}
+		return u.Name, nil
 	}
-	if err != nil {
-		return "", err
-	}
-	return u.Username, nil
 }
