@@ -35,6 +35,10 @@ const (
 // does for microseconds unless it was stopped.
 const lockWait = 2 * time.Second
 
+// lockPause is how long the file is left alone after such a wait: clients come by one at a time,
+// and must not wait one after the other.
+const lockPause = time.Second
+
 var (
 	errForeign = errors.New("not a state file of this version (move it away and it is made anew)")
 	errBusy    = errors.New("locked for too long by another process")
@@ -51,6 +55,7 @@ type table struct {
 	dry     bool   // look at the file, change nothing
 
 	mu   sync.Mutex
+	busy time.Time // when the lock was waited for in vain
 	f    *os.File
 	seed [16]byte
 	n    uint32
@@ -133,6 +138,9 @@ func (t *table) change(key uint64, fn func(b *bucket)) error {
 // locked runs fn while no other process has the file. t.mu keeps out the rest of this one, to
 // which the lock of one open file does not apply.
 func (t *table) locked(fn func() error) error {
+	if d := time.Since(t.busy); d >= 0 && d < lockPause {
+		return errBusy
+	}
 	pause := 50 * time.Microsecond
 	for end := time.Now().Add(lockWait); ; {
 		err := durable.TryLock(t.f, t.dry)
@@ -143,6 +151,7 @@ func (t *table) locked(fn func() error) error {
 			return err
 		}
 		if time.Now().After(end) {
+			t.busy = time.Now()
 			return errBusy
 		}
 		time.Sleep(pause)

@@ -250,8 +250,19 @@ func TestTableLockedForLong(t *testing.T) {
 		t.Fatal(err)
 	}
 	defer l.Close()
-	if err := bump(&table{path: path, buckets: 2}, "a"); !errors.Is(err, errBusy) {
-		t.Errorf("%v", err)
+	tab := &table{path: path, buckets: 2}
+	start := time.Now()
+	var all sync.WaitGroup
+	for range 20 {
+		all.Go(func() {
+			if err := bump(tab, "a"); !errors.Is(err, errBusy) {
+				t.Errorf("%v", err)
+			}
+		})
+	}
+	all.Wait()
+	if d := time.Since(start); d > 2*lockWait {
+		t.Errorf("20 clients waited %v, one after the other", d)
 	}
 }
 
