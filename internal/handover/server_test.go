@@ -21,6 +21,8 @@ import (
 	"testing"
 	"time"
 
+	"golang.org/x/sys/unix"
+
 	"pennypost/internal/accounts"
 	"pennypost/internal/envelope"
 	"pennypost/internal/sasl"
@@ -47,9 +49,9 @@ func session(f *Facts) {
 	}
 	switch what {
 	case "who":
-		open, _ := os.ReadDir("/proc/self/fd")
 		wd, _ := os.Getwd()
-		fmt.Printf("%s %s %q %s %v %s env=%d args=%q wd=%s fds=%d\n", f.Address, f.Name, f.Pending, f.Peer, f.TLS, f.Maildir, len(os.Environ()), os.Args[1:], wd, len(open))
+		flags, err := unix.FcntlInt(0, unix.F_GETFL, 0)
+		fmt.Printf("%s %s %q %s %v %s env=%d args=%q wd=%s blocks=%v\n", f.Address, f.Name, f.Pending, f.Peer, f.TLS, f.Maildir, len(os.Environ()), os.Args[1:], wd, err == nil && flags&unix.O_NONBLOCK == 0)
 	case "echo":
 		fmt.Println("ready")
 		_, _ = io.Copy(os.Stdout, os.Stdin)
@@ -136,7 +138,6 @@ type place struct {
 	stop    func()
 	log     *logged
 
-	mu   sync.Mutex
 	wait sync.WaitGroup
 }
 
@@ -265,7 +266,7 @@ func TestSessionGetsNothingElse(t *testing.T) {
 	}
 	login.Close()
 	b, err := io.ReadAll(client)
-	want := `ann@x.test ann "STAT\r\n" 192.0.2.7:110 <nil> /home/ann/Maildir env=0 args=["--session"] wd=/ fds=`
+	want := `ann@x.test ann "STAT\r\n" 192.0.2.7:110 <nil> /home/ann/Maildir env=0 args=["--session"] wd=/ blocks=true`
 	if err != nil || !strings.HasPrefix(string(b), want) {
 		t.Errorf("%q, %v", b, err)
 	}
