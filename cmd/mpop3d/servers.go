@@ -6,6 +6,7 @@ import (
 	"fmt"
 	"log/slog"
 	"net"
+	"net/netip"
 	"sync"
 
 	"pennypost/internal/accounts"
@@ -22,13 +23,14 @@ import (
 
 // servers makes the server of a role when its first connection comes.
 type servers struct {
-	cfg  *config.Config
-	log  *slog.Logger
-	acc  *accounts.Accounts
-	cert *certs.Store     // nil: no TLS
-	out  *handover.Client // nil: no sessions of system users
-	uidl pop3.Format
-	base login.Options
+	cfg   *config.Config
+	log   *slog.Logger
+	acc   *accounts.Accounts
+	cert  *certs.Store     // nil: no TLS
+	out   *handover.Client // nil: no sessions of system users
+	uidl  pop3.Format
+	clear []netip.Prefix
+	base  login.Options
 
 	mu   sync.Mutex
 	made map[string]*pop3.Server
@@ -41,6 +43,9 @@ func newServers(cfg *config.Config, log *slog.Logger, single bool) (*servers, er
 	var err error
 	if s.uidl, err = format(cfg); err != nil {
 		return nil, err
+	}
+	if s.clear, err = daemon.Prefixes("pop3.clear_from", cfg.POP3.ClearFrom); err != nil {
+		return nil, cli.Exit(envelope.ExConfig, err)
 	}
 	if s.acc, err = daemon.Accounts(cfg); err != nil {
 		return nil, cli.Exit(envelope.ExConfig, err)
@@ -90,7 +95,7 @@ func (s *servers) role(role string) (*pop3.Server, error) {
 	o := s.base
 	o.Role = role
 	srv := server(s.cfg, s.log, s.uidl)
-	srv.Role, srv.Login = role, &o
+	srv.Role, srv.Login, srv.ClearFrom = role, &o, s.clear
 	srv.Open = func(ctx context.Context, user string) (pop3.Maildrop, error) {
 		m, err := s.mailbox(ctx, user)
 		if err != nil {

@@ -7,6 +7,8 @@ import (
 	"errors"
 	"fmt"
 	"net"
+	"net/netip"
+	"slices"
 	"strconv"
 	"strings"
 
@@ -27,12 +29,20 @@ type proof struct {
 func (c *session) logins() *login.Session {
 	if c.login == nil {
 		c.login = c.srv.Login.Session(login.Client{
-			Peer: c.peer.String(), From: c.peer.Addr.Addr(), TLS: c.tls,
-			// Pipes to whoever started us: nobody else hears what goes over them.
-			Clear: c.peer.Stdio && !c.peer.Addr.IsValid(),
+			Peer: c.peer.String(), From: c.peer.Addr.Addr(), TLS: c.tls, Clear: c.mayClear(),
 		})
 	}
 	return c.login
+}
+
+// mayClear tells whether a password may come without TLS: over pipes to whoever started us, where
+// nobody else hears it, and from where the configuration says.
+func (c *session) mayClear() bool {
+	ip := c.peer.Addr.Addr()
+	if !ip.IsValid() {
+		return c.peer.Stdio
+	}
+	return slices.ContainsFunc(c.srv.ClearFrom, func(p netip.Prefix) bool { return p.Contains(ip.Unmap()) })
 }
 
 // user is USER. Whether there is such a user, only the right password tells.

@@ -63,6 +63,8 @@ type Server struct {
 	Role     string
 	TLS      *tls.Config // nil: no TLS
 	Login    *login.Options
+	// ClearFrom are networks whose clients may log in without TLS.
+	ClearFrom []netip.Prefix
 	// Open opens and locks the maildrop of a user, for instance by OpenBox.
 	Open func(ctx context.Context, user string) (Maildrop, error)
 

@@ -226,6 +226,7 @@ func TestDialogues(t *testing.T) {
 		{"clear-*.txt", network, nil},
 		{"notls-*.txt", network, func(s *Server, _ *fakeDrop) { s.TLS = nil }},
 		{"session-*.txt", stdio, nil},
+		{"session-sasl.txt", network, func(s *Server, _ *fakeDrop) { s.ClearFrom = []netip.Prefix{netip.MustParsePrefix("192.0.2.0/24")} }},
 		{"policy-*.txt", stdio, func(s *Server, d *fakeDrop) {
 			s.Expire, s.LoginDelay, s.MaxErrors = 0, 90*time.Second, 3
 			d.gone[2] = true
