@@ -326,6 +326,25 @@ func TestPolicyUser(t *testing.T) {
 	}
 }
 
+// A recipient said twice is one recipient.
+func TestPolicyCountsRecipientsOnce(t *testing.T) {
+	e := newEdge(t)
+	e.pol.UserRecipients = 1
+	e.o.Policy, e.o.Role = policy.New(e.pol), Submission
+	s := &session{backend: &backend{o: e.o}, st: &smtp.State{User: "ann@home.test"}, user: "ann@home.test"}
+	for _, to := range []envelope.Address{{Local: "y", Domain: "far.test"}, {Local: "y", Domain: "Far.test"}} {
+		if err := s.Rcpt(context.Background(), to, &smtp.RcptOptions{}); err != nil {
+			t.Errorf("%s: %v", to, err)
+		}
+	}
+	if err := s.Rcpt(context.Background(), envelope.Address{Local: "z", Domain: "far.test"}, &smtp.RcptOptions{}); err == nil {
+		t.Error("another one is not counted")
+	}
+	if len(s.to) != 1 {
+		t.Errorf("recipients %v", s.to)
+	}
+}
+
 // Whoever wants to know is told of every check.
 func TestPolicyExplained(t *testing.T) {
 	e := newEdge(t)

@@ -297,14 +297,14 @@ func (s *session) Rcpt(ctx context.Context, to envelope.Address, o *smtp.RcptOpt
 	} else if !s.mayRelay(to) {
 		return &smtp.Answer{Code: 550, Enhanced: "5.7.1", Text: "relaying denied: " + to.Domain + " is not served here"}
 	}
-	if err := s.policyRcpt(ctx, to); err != nil {
-		return err
-	}
 	r := envelope.Recipient{Addr: to.String(), Notify: o.Notify, ORcpt: o.ORcpt}
 	for _, have := range s.to {
 		if sameMailbox(have.Addr, r.Addr) {
-			return nil // said twice, delivered once
+			return nil // said twice, counted and delivered once
 		}
+	}
+	if err := s.policyRcpt(ctx, to); err != nil {
+		return err
 	}
 	if err := s.filterRcpt(ctx, to); err != nil {
 		return err
