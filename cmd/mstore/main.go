@@ -12,7 +12,7 @@ func main() { cli.Main(app()) }
 func app() *urfave.App {
 	return &urfave.App{
 		Name: "mstore", Usage: "make, check, take over and copy the mail of accounts", Flags: common(),
-		Commands: []*urfave.Command{
+		Commands: append([]*urfave.Command{
 			{Name: "create", Usage: "make the mailboxes of an account", ArgsUsage: "[address ...]", Action: each(create), Flags: common(
 				&urfave.StringSliceFlag{Name: "folder", Usage: "make `NAME[=USE]` instead of store.folders; may be given again"})},
 			{Name: "list", Usage: "print the mailboxes with counts and sizes", ArgsUsage: "[address ...]", Action: each(list), Flags: common()},
@@ -25,7 +25,7 @@ func app() *urfave.App {
 				&urfave.StringFlag{Name: "doveadm", Value: "doveadm", Usage: "ask `PROGRAM` for the MODSEQs that Dovecot has told; empty: nobody"},
 				&urfave.Uint64Flag{Name: "above", Usage: "let MODSEQs start above `N`"},
 				&urfave.BoolFlag{Name: "back", Usage: "print what a way back to Dovecot needs, and change nothing"})},
-		},
+		}, transfers()...),
 	}
 }
 
