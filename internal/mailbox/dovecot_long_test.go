@@ -1,0 +1,7 @@
+//go:build long
+
+package mailbox
+
+import "time"
+
+const shareTime = time.Minute
