@@ -2,6 +2,8 @@
 
 package mailbox
 
+import "time"
+
 const (
 	crashFirst  = 0
 	crashStride = 1
@@ -11,4 +13,12 @@ const (
 const (
 	modelSeeds = 100
 	modelSteps = 200
+
+	damageStride = 1
+)
+
+const (
+	renameMessages = 20_000
+	renameTime     = time.Minute
+	stormTime      = time.Minute
 )

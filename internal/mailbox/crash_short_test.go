@@ -2,6 +2,8 @@
 
 package mailbox
 
+import "time"
+
 const (
 	crashFirst  = 1
 	crashStride = 3
@@ -11,4 +13,12 @@ const (
 const (
 	modelSeeds = 6
 	modelSteps = 25
+
+	damageStride = 53
+)
+
+const (
+	renameMessages = 2000
+	renameTime     = 1500 * time.Millisecond
+	stormTime      = 2 * time.Second
 )
