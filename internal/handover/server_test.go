@@ -116,7 +116,7 @@ func (u users) LookupUser(_ context.Context, a envelope.Address) (accounts.Resul
 	case "daemon":
 		m.UID = 1
 	case "virtual":
-		m.System, m.UID, m.GID = false, -1, -1
+		m.System = false // though the account names a uid
 	case "other":
 		m.UID++
 	case "moved":
