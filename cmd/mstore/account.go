@@ -32,6 +32,8 @@ type job struct {
 	o    mailbox.Options
 	dry  bool
 	json bool
+	// groups of a system user, besides his own.
+	groups []int
 	// before holds what was asked before root's rights were given up.
 	before modseqs
 }
@@ -131,23 +133,26 @@ func byDir(c *urfave.Context, dir string) (*job, error) {
 		return nil, err
 	}
 	m := &accounts.Mailbox{Maildir: dir, UID: -1, GID: -1}
-	if os.Geteuid() == 0 {
-		info, err := os.Stat(dir)
-		if st, ok := statOf(info); ok {
-			m.UID, m.GID = int(st.Uid), int(st.Gid)
-		} else if err != nil && !errors.Is(err, fs.ErrNotExist) {
-			return nil, err
-		}
-	}
 	return &job{c: c, cfg: config.Default(config.User, ""), name: name, user: m, o: o, dry: cli.Bool(c, "dry-run"), json: cli.Bool(c, "json")}, nil
 }
 
-func statOf(info fs.FileInfo) (*syscall.Stat_t, bool) {
-	if info == nil {
-		return nil, false
+// owner is whose files dir holds, or will hold: the owner of what is there of it.
+func owner(dir string) (uid, gid int, err error) {
+	for {
+		info, err := os.Stat(dir)
+		if errors.Is(err, fs.ErrNotExist) && dir != "/" {
+			dir = filepath.Dir(dir)
+			continue
+		}
+		if err != nil {
+			return 0, 0, err
+		}
+		st, ok := info.Sys().(*syscall.Stat_t)
+		if !ok {
+			return 0, 0, fmt.Errorf("%s: its owner is not known", dir)
+		}
+		return int(st.Uid), int(st.Gid), nil
 	}
-	st, ok := info.Sys().(*syscall.Stat_t)
-	return st, ok
 }
 
 // byAddress is a job on an account.
@@ -171,7 +176,13 @@ func byAddress(c *urfave.Context, cfg *config.Config, acc *accounts.Accounts, ad
 		return nil, cli.Exit(envelope.ExConfig, err)
 	}
 	o.Create = false
-	return &job{c: c, cfg: cfg, name: r.Mailbox.Address, user: r.Mailbox, o: o, dry: cli.Bool(c, "dry-run"), json: cli.Bool(c, "json")}, nil
+	var groups []int
+	if r.Mailbox.System && os.Geteuid() == 0 {
+		if groups, err = acc.Groups(c.Context, r.Mailbox.User, r.Mailbox.GID); err != nil {
+			return nil, err
+		}
+	}
+	return &job{groups: groups, c: c, cfg: cfg, name: r.Mailbox.Address, user: r.Mailbox, o: o, dry: cli.Bool(c, "dry-run"), json: cli.Bool(c, "json")}, nil
 }
 
 // run does the work as the owner of the mail: what root wrote, he could not change any more.
@@ -179,11 +190,8 @@ func run(j *job, f func(*job) error) error {
 	if j.c.Command.Name == "convert" {
 		j.before = askDoveadm(j)
 	}
-	if os.Geteuid() == 0 && j.user.UID > 0 {
-		gid := max(j.user.GID, 0)
-		if err := errors.Join(syscall.Setgroups([]int{}), syscall.Setgid(gid), syscall.Setuid(j.user.UID)); err != nil {
-			return cli.Exit(envelope.ExOSErr, fmt.Errorf("become user %d: %w", j.user.UID, err))
-		}
+	if err := j.become(); err != nil {
+		return cli.Exit(envelope.ExOSErr, err)
 	}
 	err := f(j)
 	if err != nil && cli.Status(err) == envelope.ExTempFail && errors.Is(err, mailbox.ErrNotFound) {
@@ -193,6 +201,29 @@ func run(j *job, f func(*job) error) error {
 		return err
 	}
 	return fmt.Errorf("%s: %w", j.name, err)
+}
+
+// become gives root's rights up.
+func (j *job) become() (err error) {
+	if os.Geteuid() != 0 {
+		return nil
+	}
+	uid, gid := j.user.UID, j.user.GID
+	if uid < 0 {
+		if uid, gid, err = owner(j.user.Maildir); err != nil {
+			return err
+		}
+	}
+	switch {
+	case uid == 0:
+		return nil
+	case gid < 0:
+		return fmt.Errorf("the account names user %d and no group", uid)
+	}
+	if err := errors.Join(syscall.Setgroups(j.groups), syscall.Setgid(gid), syscall.Setuid(uid)); err != nil {
+		return fmt.Errorf("become user %d: %w", uid, err)
+	}
+	return nil
 }
 
 // apart runs one process for each address. Rights that were given up do not come back.

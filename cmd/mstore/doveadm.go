@@ -100,8 +100,12 @@ func (j *job) asOwner(ctx context.Context, path string, args ...string) ([]byte,
 	cmd := exec.CommandContext(ctx, path, args...)
 	if j.user.Address == "" {
 		cmd.Env = append(os.Environ(), "HOME="+j.user.Maildir, "USER=mstore")
-		if os.Geteuid() == 0 && j.user.UID > 0 {
-			cmd.SysProcAttr = &syscall.SysProcAttr{Credential: &syscall.Credential{Uid: uint32(j.user.UID), Gid: uint32(max(j.user.GID, 0))}}
+		if os.Geteuid() == 0 {
+			uid, gid, err := owner(j.user.Maildir)
+			if err != nil {
+				return nil, err
+			}
+			cmd.SysProcAttr = &syscall.SysProcAttr{Credential: &syscall.Credential{Uid: uint32(uid), Gid: uint32(gid)}}
 		}
 	}
 	var stderr bytes.Buffer

@@ -250,14 +250,26 @@ func (c *checker) unreachable(rel string) problem {
 		return p
 	}
 	p.Remedy = "is renamed to " + to
-	p.fix = func(context.Context) error {
-		err := s.fs.RenameNew(filepath.Join(s.tree.Root, from), filepath.Join(s.tree.Root, to))
-		if errors.Is(err, fs.ErrNotExist) {
-			return nil // with the folder above it
-		}
-		return cmp.Or(err, durable.SyncDirOn(s.fs, s.tree.Root))
-	}
+	p.fix = func(context.Context) error { return s.renameDir(from, to) }
 	return p
+}
+
+// renameDir gives a directory another name in all trees of the account. The messages come last:
+// cut short, it begins anew.
+func (s *Store) renameDir(from, to string) error {
+	for _, root := range []string{s.tree.Index, s.tree.Control, s.root} {
+		if root == "" {
+			continue
+		}
+		err := s.fs.RenameNew(filepath.Join(root, from), filepath.Join(root, to))
+		if errors.Is(err, fs.ErrNotExist) {
+			continue // nothing of it is there, or it went with the folder above it
+		}
+		if err := cmp.Or(err, durable.SyncDirOn(s.fs, root)); err != nil {
+			return err
+		}
+	}
+	return nil
 }
 
 // halfFolders finds directories of Maildir++ that were folders once but lack cur/.

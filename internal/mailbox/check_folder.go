@@ -51,7 +51,7 @@ func (k *folderCheck) add(p problem) {
 func (k *folderCheck) look(ctx context.Context) ([]problem, error) {
 	k.found, k.wires = nil, map[string]int64{}
 	k.directories()
-	for _, step := range []func(context.Context) error{k.messages, k.uidlist, k.keywords, k.staleLock, k.meta, k.index, k.sizes} {
+	for _, step := range []func(context.Context) error{k.messages, k.uidlist, k.keywords, k.staleLock, k.meta, k.index, k.cache, k.sizes} {
 		if err := step(ctx); err != nil {
 			return nil, fmt.Errorf("mailbox %s: %w", k.m.name, err)
 		}

@@ -2,8 +2,10 @@ package mailbox
 
 import (
 	"context"
+	"encoding/binary"
 	"errors"
 	"fmt"
+	"hash/crc32"
 	"io/fs"
 	"maps"
 	"os"
@@ -69,6 +71,71 @@ func (k *folderCheck) index(ctx context.Context) error {
 		k.add(p)
 	}
 	return nil
+}
+
+// cache looks at what was parsed of messages.
+func (k *folderCheck) cache(ctx context.Context) error {
+	m := k.m
+	path := filepath.Join(m.indexAt, cacheName)
+	f, err := m.fs().OpenFile(path, os.O_RDONLY, 0)
+	if errors.Is(err, fs.ErrNotExist) {
+		return nil
+	}
+	if err != nil {
+		return err
+	}
+	defer f.Close()
+	info, err := f.Stat()
+	if err != nil {
+		return err
+	}
+	newer, whole := readCache(f, info.Size())
+	switch {
+	case newer:
+		k.add(problem{Finding: Finding{Path: path, Kind: "cache-newer", What: "a later release keeps this cache; it is not used", Remedy: "nothing"}})
+	case !whole && k.stays(ctx, path, info.Size()): // or somebody is writing
+		k.add(problem{
+			Finding: Finding{Path: path, Kind: "cache", What: "what was parsed of messages is damaged", Remedy: "goes; messages are parsed once more"},
+			fix: func(context.Context) error {
+				if err := m.fs().Remove(path); err != nil && !errors.Is(err, fs.ErrNotExist) {
+					return err
+				}
+				return nil
+			},
+		})
+	}
+	return nil
+}
+
+// readCache reads all of a cache.
+func readCache(f durable.File, size int64) (newer, whole bool) {
+	h := make([]byte, cacheHead)
+	if _, err := readAtFull(f, h, 0); err != nil {
+		return false, false
+	}
+	le := binary.LittleEndian
+	if string(h[:8]) != cacheMagic || crc32.Checksum(h[:20], castagnoli) != le.Uint32(h[20:]) {
+		return false, false
+	}
+	if le.Uint32(h[8:]) > cacheVersion {
+		return true, true
+	}
+	var buf []byte
+	end := int64(cacheHead)
+	for end < size {
+		b, next := readBlock(f, end, size)
+		if b == nil {
+			return false, false
+		}
+		for i := range columns {
+			var err error
+			if _, buf, err = b.read(f, i, buf); err != nil {
+				return false, false
+			}
+		}
+		end = next
+	}
+	return false, true
 }
 
 // readIndex reads all of an index.

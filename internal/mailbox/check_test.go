@@ -117,6 +117,12 @@ func (a *account) open() map[string]uint32 {
 		a.ok(err)
 		v, err := m.Select(ctx, true)
 		a.ok(err)
+		for row, err := range v.Cached(ctx, []Range{{1, 1<<32 - 1}}, Envelope) {
+			a.ok(err)
+			if len(row.Envelope) == 0 {
+				a.t.Errorf("message %d has no envelope", row.UID)
+			}
+		}
 		for _, msg := range v.All(1, v.Len()) {
 			b, err := v.Open(ctx, msg.UID)
 			if err != nil {
@@ -257,6 +263,13 @@ func damages() []damage {
 		{"the index is cut", func(a *account) { s := a.read(index); a.write(index, s[:len(s)/2]) }, []string{"index"}, false, true, true},
 		{"the index has a tail", func(a *account) { a.write(index, a.read(index)+"tail") }, []string{"index-tail"}, false, true, true},
 		{"an index of a later version", func(a *account) { b := []byte(a.read(index)); b[8] = 9; a.write(index, string(b)) }, []string{"index-newer"}, false, false, true},
+		{"the cache is garbage", func(a *account) { a.write(cacheName, "hello") }, []string{"cache"}, false, true, true},
+		{"a flipped bit in the cache", func(a *account) {
+			b := []byte(a.read(cacheName))
+			b[len(b)*2/3] ^= 4
+			a.write(cacheName, string(b))
+		}, []string{"cache"}, false, true, true},
+		{"the cache is cut", func(a *account) { s := a.read(cacheName); a.write(cacheName, s[:len(s)-3]) }, []string{"cache"}, false, true, true},
 		{"the counter of UIDVALIDITYs is behind", func(a *account) {
 			for _, f := range []string{"dovecot-uidvalidity", a.name(".", "dovecot-uidvalidity.")} {
 				a.ok(os.Remove(a.path(f)))

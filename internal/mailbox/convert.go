@@ -9,7 +9,6 @@ import (
 	"path/filepath"
 	"slices"
 
-	"pennypost/internal/durable"
 	"pennypost/internal/maildir"
 )
 
@@ -225,11 +224,8 @@ func (s *Store) Convert(ctx context.Context, each func(Taken)) error {
 	var errs []error
 	for _, t := range folders {
 		if t.Rename != "" {
-			err := s.fs.RenameNew(t.Path, filepath.Join(s.root, t.Rename))
-			if err == nil {
-				err = durable.SyncDirOn(s.fs, s.root)
-			}
-			if err != nil {
+			from, err := filepath.Rel(s.root, t.Path)
+			if err = cmp.Or(err, s.renameDir(from, t.Rename)); err != nil {
 				errs = append(errs, err)
 				continue
 			}

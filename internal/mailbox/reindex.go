@@ -10,9 +10,6 @@ import (
 	"pennypost/internal/maildir"
 )
 
-// cacheFile holds what was parsed of messages.
-const cacheFile = "pennypost-cache"
-
 // Reindex makes the index of a folder anew, from file names and uidlist alone, and removes the
 // cache. UIDs stay; MODSEQ goes on above all that was ever told.
 func (s *Store) Reindex(ctx context.Context, name string) (err error) {
@@ -36,7 +33,7 @@ func (s *Store) Reindex(ctx context.Context, name string) (err error) {
 	if m.memory {
 		return fmt.Errorf("mailbox %s: %w: it is left to the program that knows it", m.name, errNewer)
 	}
-	cache := filepath.Join(m.indexAt, cacheFile)
+	cache := filepath.Join(m.indexAt, cacheName)
 	if err := m.fs().Remove(cache); err != nil && !errors.Is(err, fs.ErrNotExist) {
 		return err
 	}
