@@ -32,7 +32,6 @@ const (
 	// full is where output is sent without waiting for the end of the input.
 	full     = 64 << 10
 	outRoom  = full + 2*chunk + 1<<10
-	lineRoom = 1 << 10 // of one reply line
 )
 
 // Errors of the input side.

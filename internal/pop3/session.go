@@ -212,13 +212,18 @@ func upper(b []byte) string {
 
 // line queues one reply line. Nothing is sent before the input is used up or the buffer is full.
 func (c *session) line(parts ...string) {
-	if c.out == nil {
-		c.out = c.srv.pools.getOut()
-	}
+	c.borrow()
 	for _, p := range parts {
 		c.out = append(c.out, p...)
 	}
 	c.out = append(c.out, '\r', '\n')
+}
+
+// borrow takes a buffer for replies where there is none.
+func (c *session) borrow() {
+	if c.out == nil {
+		c.out = c.srv.pools.getOut()
+	}
 }
 
 func (c *session) ok(text string) { c.line("+OK ", text) }
@@ -237,30 +242,40 @@ func (c *session) fault(text string) error {
 	return c.err(text)
 }
 
-// room sends what is there when there would be no place for more.
+// room sends what is there when there would be no place for more. The buffer stays.
 func (c *session) room() error {
 	if len(c.out) < full {
 		return nil
 	}
-	return c.flush()
-}
-
-// flush sends the replies of a whole group of commands with one write.
-func (c *session) flush() error {
-	if len(c.out) == 0 {
-		return nil
-	}
-	out := c.out
-	c.out = nil
-	err := c.conn.SetWriteDeadline(time.Now().Add(c.srv.timeout()))
-	if err == nil {
-		_, err = c.conn.Write(out)
-	}
-	c.srv.pools.putOut(out)
+	err := c.write()
+	c.out = c.out[:0]
 	return err
 }
 
-// errTimeout and errBye are how sessions end that no QUIT ended.
+// flush sends the replies of a whole group of commands with one write, and gives the buffer back:
+// the session is about to wait.
+func (c *session) flush() error {
+	if c.out == nil {
+		return nil
+	}
+	err := c.write()
+	c.srv.pools.putOut(c.out)
+	c.out = nil
+	return err
+}
+
+func (c *session) write() error {
+	if len(c.out) == 0 {
+		return nil
+	}
+	err := c.conn.SetWriteDeadline(time.Now().Add(c.srv.timeout()))
+	if err == nil {
+		_, err = c.conn.Write(c.out)
+	}
+	return err
+}
+
+// errTimeout is how sessions end whose client says nothing.
 var errTimeout = errors.New("client was silent for too long")
 
 // lost ends a session whose input failed.

@@ -109,9 +109,6 @@ func (c *session) listing(arg string, field func([]byte, *entry) []byte) error {
 		if err := c.room(); err != nil {
 			return err
 		}
-		if c.out == nil {
-			c.out = c.srv.pools.getOut()
-		}
 		c.out = append(strconv.AppendInt(c.out, int64(i+1), 10), ' ')
 		c.out = append(field(c.out, m), '\r', '\n')
 	}

@@ -6,8 +6,8 @@
 //
 //	go run ./scripts/bench [--dir DIR] [--rounds 3] [--scale 1] [ROW...]
 //
-// ROWs are micro start-up inject accept local relay fan-out syncs inetd idle first-answer limit;
-// default all. DIR must be on the disk to be measured (default: a new directory below /var/tmp).
+// ROWs are micro start-up inject accept local relay fan-out syncs inetd idle first-answer limit
+// pop3 (beside Dovecot); default all. DIR must be on the disk to be measured (default: a new directory below /var/tmp).
 //
 // A measuring harness of somebody else can drive an instance of ours:
 //
@@ -70,6 +70,7 @@ var rows = []row{
 	{"idle", (*bench).idle},
 	{"first-answer", (*bench).firstAnswer},
 	{"limit", (*bench).limit},
+	{"pop3", (*bench).pop3},
 }
 
 func run(args []string) error {

@@ -10,6 +10,7 @@ import (
 type line struct {
 	name    string
 	unit    string
+	against string               // the peer that the budget speaks of
 	samples map[string][]float64 // by peer
 	probe   []float64            // the disk's operations a second, before each round
 	budget  *budget
@@ -17,11 +18,11 @@ type line struct {
 	extra   string
 }
 
-// budget is a bound on our median: absolute, or as a multiple of Postfix's, and perhaps as a
+// budget is a bound on our median: absolute, or as a multiple of the peer's, and perhaps as a
 // part of the disk probe.
 type budget struct {
 	less  bool    // smaller is better
-	ratio float64 // to Postfix; 0: none
+	ratio float64 // to the peer; 0: none
 	abs   float64 // 0: none
 	probe float64 // part of the disk probe that must be reached; 0: none
 }
@@ -33,7 +34,7 @@ type report struct {
 }
 
 func (r *report) line(name, unit string, b *budget) *line {
-	l := &line{name: name, unit: unit, samples: make(map[string][]float64), budget: b}
+	l := &line{name: name, unit: unit, against: "postfix", samples: make(map[string][]float64), budget: b}
 	r.open = append(r.open, l)
 	return l
 }
@@ -58,10 +59,10 @@ func (r *report) flush() {
 }
 
 func (l *line) print() {
-	ours, theirs, probe := median(l.samples["ours"]), median(l.samples["postfix"]), median(l.probe)
+	ours, theirs, probe := median(l.samples["ours"]), median(l.samples[l.against]), median(l.probe)
 	fmt.Printf("%-46s ours %10s %-6s", l.name, number(ours), l.unit)
 	if theirs > 0 {
-		fmt.Printf("  postfix %10s  ratio %.2f", number(theirs), ours/theirs)
+		fmt.Printf("  %s %10s  ratio %.2f", l.against, number(theirs), ours/theirs)
 	}
 	if probe > 0 {
 		fmt.Printf("  disk probe %s/s", number(probe))
@@ -71,13 +72,13 @@ func (l *line) print() {
 	}
 	if l.budget != nil {
 		var why string
-		l.verdict, why = l.budget.judge(ours, theirs, probe)
+		l.verdict, why = l.budget.judge(l.against, ours, theirs, probe)
 		fmt.Printf("  budget %s: %s", why, l.verdict)
 	}
 	fmt.Println()
 }
 
-func (b *budget) judge(ours, theirs, probe float64) (verdict, text string) {
+func (b *budget) judge(peer string, ours, theirs, probe float64) (verdict, text string) {
 	ok, open := true, false
 	var parts []string
 	hold := func(bound float64, what string) {
@@ -95,7 +96,7 @@ func (b *budget) judge(ours, theirs, probe float64) (verdict, text string) {
 		}
 	}
 	if b.ratio > 0 {
-		hold(b.ratio*theirs, fmt.Sprintf("%g× Postfix", b.ratio))
+		hold(b.ratio*theirs, fmt.Sprintf("%g× %s", b.ratio, peer))
 	}
 	if b.abs > 0 {
 		hold(b.abs, fmt.Sprintf("%g", b.abs))
