@@ -2,6 +2,7 @@ package maildir
 
 import (
 	"context"
+	"crypto/rand"
 	"errors"
 	"fmt"
 	"io"
@@ -94,9 +95,14 @@ func LockUIDList(ctx context.Context, fsys durable.FS, dir string, o LockOptions
 	}
 }
 
-// try makes the lock file.
+// try makes the lock file. It gets its name when its content is there: a process killed between
+// the two would leave a lock whose holder nobody can ask about.
 func (l *UIDLock) try() error {
-	f, err := l.fsys.OpenFile(l.path, os.O_RDWR|os.O_CREATE|os.O_EXCL, 0o600)
+	if _, err := l.fsys.Lstat(l.path); err == nil {
+		return fs.ErrExist
+	}
+	tmp := l.path + "." + strconv.Itoa(os.Getpid()) + "." + strings.ToLower(rand.Text())[:8]
+	f, err := l.fsys.OpenFile(tmp, os.O_RDWR|os.O_CREATE|os.O_EXCL, 0o600)
 	if err != nil {
 		return err
 	}
@@ -105,8 +111,13 @@ func (l *UIDLock) try() error {
 	if err == nil {
 		info, err = f.Stat()
 	}
+	if err == nil {
+		err = l.fsys.RenameNew(tmp, l.path)
+	}
 	if err != nil {
-		return errors.Join(err, f.Close(), l.fsys.Remove(l.path))
+		// ErrExist stays recognisable; what could not be removed harms nobody.
+		_ = l.fsys.Remove(tmp)
+		return errors.Join(err, f.Close())
 	}
 	l.f, l.info, l.touched = f, info, l.now()
 	return nil
