@@ -30,8 +30,8 @@ const (
 	// twice the room on the wire.
 	chunk = 32 << 10
 	// full is where output is sent without waiting for the end of the input.
-	full     = 64 << 10
-	outRoom  = full + 2*chunk + 1<<10
+	full    = 64 << 10
+	outRoom = full + 2*chunk + 1<<10
 )
 
 // Errors of the input side.
