@@ -2,6 +2,7 @@ package mailbox
 
 import (
 	"bytes"
+	"cmp"
 	"context"
 	"errors"
 	"fmt"
@@ -379,4 +380,45 @@ func TestCheckOneMailbox(t *testing.T) {
 		t.Error(err)
 	}
 	a.ok(s.Close())
+}
+
+// While others flag and deliver, nothing is taken for damage.
+func TestCheckBusy(t *testing.T) {
+	a := newAccount(t)
+	stop, done := make(chan struct{}), make(chan error, 1)
+	go func() {
+		flags := []string{":2,", ":2,S", ":2,FS", ":2,a"}
+		names := map[string]string{}
+		for i := range 50 {
+			base := fmt.Sprintf("11000000%02d.M1P1.h", i)
+			names[base] = a.path("cur/" + base + flags[0])
+			tmp := a.path("tmp/" + base)
+			if err := cmp.Or(os.WriteFile(tmp, []byte("Subject: x\n\n"), 0o600), durable.Rename(tmp, names[base])); err != nil {
+				done <- err
+				return
+			}
+		}
+		for n := 0; ; n++ {
+			select {
+			case <-stop:
+				done <- nil
+				return
+			default:
+			}
+			base := fmt.Sprintf("11000000%02d.M1P1.h", n%50)
+			to := a.path("cur/" + base + flags[n/50%4])
+			if err := durable.Rename(names[base], to); err != nil {
+				done <- err
+				return
+			}
+			names[base] = to
+		}
+	}()
+	for n := range 10 {
+		if kinds, _ := a.check(CheckOptions{Repair: n%2 == 1}); len(kinds) > 0 {
+			t.Errorf("found %q", kinds)
+		}
+	}
+	close(stop)
+	a.ok(<-done)
 }

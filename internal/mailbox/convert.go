@@ -225,7 +225,10 @@ func (s *Store) Convert(ctx context.Context, each func(Taken)) error {
 	for _, t := range folders {
 		if t.Rename != "" {
 			from, err := filepath.Rel(s.root, t.Path)
-			if err = cmp.Or(err, s.renameDir(from, t.Rename)); err != nil {
+			if err == nil {
+				err = s.renameDir(from, t.Rename)
+			}
+			if err != nil {
 				errs = append(errs, err)
 				continue
 			}
