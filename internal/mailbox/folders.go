@@ -132,7 +132,7 @@ func (s *Store) lockTree(ctx context.Context) (unlock func(), err error) {
 		return nil, fmt.Errorf("lock the folders: %w", err)
 	}
 	f := m.lockFile
-	if _, err := m.lock(ctx); err != nil {
+	if _, err := m.lockOpen(ctx); err != nil {
 		return nil, err
 	}
 	return func() { _ = f.Close() }, nil // which drops the lock

@@ -262,9 +262,39 @@ func (m *Mailbox) openLock() error {
 
 // lock excludes writers of the index in other processes. sem is held.
 func (m *Mailbox) lock(ctx context.Context) (unlock func(), err error) {
-	if err := m.openLock(); err != nil {
-		return nil, fmt.Errorf("lock index: %w", err)
+	for {
+		err := m.openLock()
+		if errors.Is(err, fs.ErrNotExist) {
+			err = fmt.Errorf("%s: %w", m.dir, ErrNotFound)
+		}
+		if err != nil {
+			return nil, fmt.Errorf("lock index: %w", err)
+		}
+		unlock, err := m.lockOpen(ctx)
+		if err != nil || m.lockStands() {
+			return unlock, err
+		}
+		// The folder was removed, and maybe made again: others lock another file.
+		err = m.lockFile.Close()
+		m.lockFile = nil
+		if err = errors.Join(err, ctx.Err()); err != nil {
+			return nil, fmt.Errorf("lock index: %w", err)
+		}
 	}
+}
+
+// lockStands tells whether the open lock file is the one that others open.
+func (m *Mailbox) lockStands() bool {
+	mine, err := m.lockFile.Stat()
+	if err != nil {
+		return false
+	}
+	there, err := m.fs().Lstat(filepath.Join(m.indexAt, indexLock))
+	return err == nil && durable.SameFile(mine, there)
+}
+
+// lockOpen locks the open lock file.
+func (m *Mailbox) lockOpen(ctx context.Context) (unlock func(), err error) {
 	f := m.lockFile
 	err = durable.TryLock(f, false)
 	if errors.Is(err, durable.ErrLocked) {
