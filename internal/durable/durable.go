@@ -40,7 +40,8 @@ type Dir struct {
 	run    sync.Mutex // held during an fsync
 	mu     sync.Mutex // guards what follows
 	next   *round
-	coming int // Commits that have yet to ask for their fsync
+	coming int       // Commits that have yet to ask for their fsync
+	met    time.Time // when two Commits were last under way at once
 }
 
 // round is one fsync shared by all who asked for it before it began.
@@ -55,6 +56,9 @@ type round struct {
 // mostly end together, as the journal commits them together, and each one that misses the
 // round costs one more commit for all.
 const company = 2 * time.Millisecond
+
+// lately is how long a Dir remembers that there was company: more is on its way.
+const lately = 10 * company
 
 // OpenDir opens a directory for syncing.
 func OpenDir(path string) (*Dir, error) { return OpenDirOn(OS{}, path) }
@@ -81,7 +85,7 @@ func (d *Dir) Sync() error { return d.sync(0) }
 // It syncs the file, and after name the directory, together with other Commits under way. Where
 // the file system commits a name with its file (NamesWithFile), the file's sync is enough for a
 // file that has its name; one that gets it is written out, named and synced if no other Commit
-// is under way, and one flush of the device then does for both. With company the directory's
+// is or lately was under way, and one flush of the device then does for both. With company the directory's
 // sync, shared by all, is cheaper than writing each file out and waiting twice.
 func (d *Dir) Commit(f File, name func() error) error {
 	if name == nil && d.names {
@@ -89,7 +93,10 @@ func (d *Dir) Commit(f File, name func() error) error {
 	}
 	d.mu.Lock()
 	d.coming++
-	alone := d.coming == 1 && d.next == nil
+	if d.coming > 1 || d.next != nil {
+		d.met = time.Now()
+	}
+	alone := time.Since(d.met) > lately
 	d.mu.Unlock()
 	var err error
 	if alone && d.names {

@@ -10,6 +10,7 @@ import (
 	"os"
 	"path/filepath"
 	"runtime"
+	"slices"
 	"strings"
 	"sync"
 	"sync/atomic"
@@ -550,6 +551,53 @@ func TestCommitSyncs(t *testing.T) {
 			t.Errorf("together %t, rename %t: syncs %v, want %v", c.together, c.rename, got, c.want)
 		}
 	}
+}
+
+// A Commit that has company, or has had some a moment ago, shares the sync of the directory
+// instead of writing its own file out first.
+func TestCommitCompany(t *testing.T) {
+	want := []string{"writeout /a", "sync /b", "sync /new", "sync /a", "sync /c", "sync /new"}
+	for try := 1; ; try++ {
+		got, err := commitCompany()
+		if err != nil {
+			t.Fatal(err)
+		}
+		if slices.Equal(got, want) {
+			return
+		}
+		if try == 10 { // the moment may be over on a busy machine, but not always
+			t.Fatalf("%q, want %q", got, want)
+		}
+	}
+}
+
+// commitCompany commits b while a is under way, then c, and returns what is synced.
+func commitCompany() (ops []string, err error) {
+	fsys := mailtest.NewCrashFS()
+	fsys.NamesWithFile = true
+	if err := durable.MkdirAllOn(fsys, "/new", 0o700); err != nil {
+		return nil, err
+	}
+	fsys.Fault = func(op, name string) error {
+		if op == "sync" || op == "writeout" {
+			ops = append(ops, op+" "+name)
+		}
+		return nil
+	}
+	d, err := durable.OpenDirOn(fsys, "/new")
+	if err != nil {
+		return nil, err
+	}
+	commit := func(tmp string, then func() error) error {
+		f, err := fsys.OpenFile(tmp, os.O_WRONLY|os.O_CREATE, 0o600)
+		if err != nil {
+			return err
+		}
+		return d.Commit(f, func() error { return errors.Join(then(), fsys.RenameNew(tmp, "/new"+tmp)) })
+	}
+	none := func() error { return nil }
+	err = errors.Join(commit("/a", func() error { return commit("/b", none) }), commit("/c", none))
+	return ops, err
 }
 
 // A Commit waits for others whose files are being synced, so that one fsync of the directory

@@ -4,6 +4,7 @@ import (
 	"io"
 	"io/fs"
 	"os"
+	"syscall"
 )
 
 // FS is what durable and spool ask of a file system. OS is the real one; mailtest has one
@@ -66,13 +67,18 @@ func NamesWithFile(fsys FS, dir string) bool {
 // OS is the operating system's file system.
 type OS struct{}
 
-// OpenFile is os.OpenFile.
+// OpenFile is os.OpenFile without its attempt to poll the file, which for a regular one fails after
+// five system calls.
 func (OS) OpenFile(name string, flag int, perm fs.FileMode) (File, error) {
-	f, err := os.OpenFile(name, flag, perm)
-	if err != nil {
-		return nil, err // a nil *os.File in a File would not be nil
+	for {
+		fd, err := syscall.Open(name, flag|syscall.O_CLOEXEC, uint32(perm.Perm()))
+		if err == nil {
+			return os.NewFile(uintptr(fd), name), nil
+		}
+		if err != syscall.EINTR {
+			return nil, &fs.PathError{Op: "open", Path: name, Err: err}
+		}
 	}
-	return f, nil
 }
 
 // Mkdir is os.Mkdir.
