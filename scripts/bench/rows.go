@@ -4,8 +4,10 @@ import (
 	"bytes"
 	"errors"
 	"fmt"
+	"net"
 	"os/exec"
 	"path/filepath"
+	"strconv"
 	"strings"
 	"sync"
 	"time"
@@ -108,6 +110,11 @@ func (b *bench) local() error {
 		return err
 	}
 	one := b.out.line("local, one message", "ms", &budget{less: true, ratio: 0.6})
+	client, err := b.clientAlone()
+	if err != nil {
+		return err
+	}
+	one.extra = fmt.Sprintf("(smtp-source alone takes %s ms of it) ", number(client))
 	return b.turns(one, 1, func(p *peer) (float64, error) {
 		var all []float64
 		for range 10 {
@@ -119,6 +126,26 @@ func (b *bench) local() error {
 		}
 		return median(all), nil
 	})
+}
+
+// clientAlone is the milliseconds that smtp-source needs by itself, from its start to its end,
+// for a message that nobody stores.
+func (b *bench) clientAlone() (float64, error) {
+	s, err := startSink(b.sink)
+	if err != nil {
+		return 0, err
+	}
+	defer s.stop()
+	p := &peer{name: "sink", addr: net.JoinHostPort("127.0.0.1", strconv.Itoa(b.sink))}
+	var all []float64
+	for range 10 {
+		t, err := p.send(1, 1, 4096, false, "r@sink.test")
+		if err != nil {
+			return 0, err
+		}
+		all = append(all, 1000*t.Seconds())
+	}
+	return median(all), nil
 }
 
 // local is the seconds from the first connection to the last message in the Maildir.
