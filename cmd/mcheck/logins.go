@@ -11,6 +11,7 @@ import (
 
 	"pennypost/internal/auth"
 	"pennypost/internal/config"
+	"pennypost/internal/login"
 	"pennypost/internal/sasl"
 	"pennypost/internal/smtpd"
 )
@@ -53,10 +54,10 @@ func (k *checker) logins(cfg *config.Config) {
 	a := cfg.SMTPD.Auth
 	for _, t := range []struct {
 		key, path string
-		table     *smtpd.Table
+		table     *login.Table
 	}{
 		{"smtpd.auth.senders", a.Senders, smtpd.NewSenders(a.Senders, cfg.Domains[0])},
-		{"smtpd.auth.certificates", a.Certificates, smtpd.NewCertificates(a.Certificates, cfg.Domains[0])},
+		{"smtpd.auth.certificates", a.Certificates, login.NewCertificates(a.Certificates, cfg.Domains[0])},
 	} {
 		if t.path == "" {
 			continue

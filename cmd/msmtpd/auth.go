@@ -1,7 +1,8 @@
 package main
 
 import (
-	"pennypost/internal/daemon/login"
+	access "pennypost/internal/daemon/login"
+	"pennypost/internal/login"
 	"pennypost/internal/smtpd"
 )
 
@@ -16,9 +17,9 @@ func (s *servers) auth() smtpd.Auth {
 		a.Senders = smtpd.NewSenders(c.Senders, first)
 	}
 	if c.Certificates != "" {
-		a.Certificates = smtpd.NewCertificates(c.Certificates, first)
+		a.Certificates = login.NewCertificates(c.Certificates, first)
 	}
-	if check := login.Tokens(c); check != nil {
+	if check := access.Tokens(c); check != nil {
 		a.Token = check
 	}
 	return a

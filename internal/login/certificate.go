@@ -85,7 +85,7 @@ func (s *Session) certificateUser(ctx context.Context, authz string) (string, er
 	}
 	var users []string
 	for _, n := range names {
-		u, err := s.account(ctx, n)
+		u, err := s.Account(ctx, n)
 		switch {
 		case err == nil && !slices.Contains(users, u):
 			users = append(users, u)
@@ -95,7 +95,7 @@ func (s *Session) certificateUser(ctx context.Context, authz string) (string, er
 	}
 	want := ""
 	if authz != "" {
-		if want, err = s.account(ctx, authz); err != nil {
+		if want, err = s.Account(ctx, authz); err != nil {
 			return "", err
 		}
 	} else if len(users) == 1 {

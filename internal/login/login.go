@@ -138,13 +138,21 @@ func (s *Session) Password(ctx context.Context, command, name, password string) 
 	if !s.MayPassword() {
 		return auth.Identity{}, ErrUnknown
 	}
-	id, err := s.o.Passwords.Login(ctx, auth.Attempt{Login: name, Password: password, From: s.c.From, Ticket: s.o.Tickets})
+	id, err := s.check(ctx, name, password)
 	if err != nil {
 		s.failed(ctx, command, name, err)
 		return auth.Identity{}, err
 	}
 	s.accepted(ctx, command, id.Address)
 	return id, nil
+}
+
+func (s *Session) check(ctx context.Context, name, password string) (id auth.Identity, err error) {
+	if s.o.Tickets {
+		return s.o.Passwords.Login(ctx, auth.Attempt{Login: name, Password: password, From: s.c.From, Ticket: true})
+	}
+	id.Address, err = s.o.Passwords.Password(ctx, name, password, s.c.From)
+	return id, err
 }
 
 // Begin starts an exchange. Who gives it up before it is done or failed calls Quit.
@@ -182,6 +190,11 @@ func (s *Session) Begin(ctx context.Context, mechanism string) (*Exchange, error
 		x.Server, x.scram = ex, ex
 	}
 	return x, nil
+}
+
+// Act starts an exchange by EXTERNAL where the kernel says who the client is.
+func (s *Session) Act(who sasl.ActFunc) *Exchange {
+	return &Exchange{Server: sasl.NewExternalServer(who), s: s, mechanism: sasl.External}
 }
 
 // Exchange is one conversation by a mechanism, a sasl.Server whose end is logged.
@@ -253,7 +266,7 @@ func (x *Exchange) Claimed() string {
 
 // password is a sasl.CheckFunc.
 func (x *Exchange) password(ctx context.Context, name, password string) (string, error) {
-	id, err := x.s.o.Passwords.Login(ctx, auth.Attempt{Login: name, Password: password, From: x.s.c.From, Ticket: x.s.o.Tickets})
+	id, err := x.s.check(ctx, name, password)
 	x.ticket = id.Ticket
 	return id.Address, err
 }
@@ -265,18 +278,18 @@ func (s *Session) token(ctx context.Context, claimed, token string) (string, err
 	if err != nil {
 		return "", err
 	}
-	user, err := s.account(ctx, name)
+	user, err := s.Account(ctx, name)
 	if err != nil || claimed == "" {
 		return user, err
 	}
-	if asked, err := s.account(ctx, claimed); err != nil || asked != user {
+	if asked, err := s.Account(ctx, claimed); err != nil || asked != user {
 		return "", errors.Join(err, sasl.ErrRefused)
 	}
 	return user, nil
 }
 
-// account is the mailbox that a name stands for, as the address by which it is known here.
-func (s *Session) account(ctx context.Context, name string) (string, error) {
+// Account is the mailbox that a name stands for, as the address by which it is known here.
+func (s *Session) Account(ctx context.Context, name string) (string, error) {
 	first := ""
 	if len(s.o.Domains) > 0 {
 		first = s.o.Domains[0]

@@ -26,6 +26,7 @@ import (
 
 	"pennypost/internal/accounts"
 	"pennypost/internal/auth"
+	"pennypost/internal/login"
 	"pennypost/internal/sasl"
 	"pennypost/internal/smtp"
 )
@@ -381,12 +382,12 @@ func TestCertificateDialogues(t *testing.T) {
 	ann, annPrint := clientCertificate(t, "Ann A.", "ann@home.test")
 	both, _ := clientCertificate(t, "two", "ann@home.test", "bob@home.test", "x@far.test")
 	nobody, _ := clientCertificate(t, "Nobody", "x@far.test")
-	table := func(text string) *Table {
+	table := func(text string) *login.Table {
 		path := filepath.Join(t.TempDir(), "certificates")
 		if err := os.WriteFile(path, []byte(text), 0o600); err != nil {
 			t.Fatal(err)
 		}
-		return NewCertificates(path, "home.test")
+		return login.NewCertificates(path, "home.test")
 	}
 	yes := func(*tls.ConnectionState) error { return nil }
 	no := func(*tls.ConnectionState) error { return errors.New("unknown authority") }
@@ -394,7 +395,7 @@ func TestCertificateDialogues(t *testing.T) {
 		name      string
 		cert      *tls.Certificate
 		verify    func(*tls.ConnectionState) error
-		table     *Table
+		table     *login.Table
 		authz     string
 		announced bool
 		want      string

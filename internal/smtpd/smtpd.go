@@ -190,7 +190,7 @@ func (s *session) loggedIn(ctx context.Context) error {
 		s.user = s.st.User
 		return nil
 	}
-	user, err := s.account(ctx, s.st.User)
+	user, err := s.logins().Account(ctx, s.st.User)
 	switch {
 	case errors.Is(err, sasl.ErrRefused):
 		return &smtp.Answer{Code: 550, Enhanced: "5.7.1", Text: "the user whom the proxy names has no mailbox here"}
