@@ -50,6 +50,10 @@ func setup(dir string) error {
 	if out, err := cmd.CombinedOutput(); err != nil {
 		return fmt.Errorf("mpasswd: %w: %s", err, out)
 	}
+	// msmtpd may be up before mqueue, and does not make a spool.
+	if out, err := exec.Command(filepath.Join(binDir(), "mqueue"), "--config", conf, "init").CombinedOutput(); err != nil {
+		return fmt.Errorf("mqueue init: %w: %s", err, out)
+	}
 	return nil
 }
 
