@@ -142,7 +142,10 @@ func (l *UIDLock) look(seen *lockSight, o LockOptions) bool {
 	}
 	now := o.Now()
 	if !seen.same(info) {
-		*seen = lockSight{info: info, since: now, holder: readHolder(l.fsys, l.path)}
+		*seen = lockSight{info: info, since: now}
+	}
+	if seen.holder == "" { // it may be written in the tick in which the file was made
+		seen.holder = readHolder(l.fsys, l.path)
 	}
 	if pid, host, ok := strings.Cut(seen.holder, ":"); ok && o.Host != "" && host == o.Host {
 		if n, err := strconv.Atoi(pid); err == nil && n > 0 && syscall.Kill(n, 0) == syscall.ESRCH {
@@ -150,6 +153,9 @@ func (l *UIDLock) look(seen *lockSight, o LockOptions) bool {
 		}
 	}
 	watched := now.Sub(seen.since)
+	if info.Size() == 0 && seen.holder == "" && watched >= lockLook {
+		return true // killed before it could say who it is, which takes no time
+	}
 	return watched >= lockStale || watched >= lockLook && now.Sub(info.ModTime()) >= lockStale
 }
 

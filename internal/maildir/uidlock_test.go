@@ -65,6 +65,7 @@ func TestUIDLockOfTheDead(t *testing.T) {
 		{"another host's, stamped long ago, seen for a while", "1:other", time.Hour, time.Second, true},
 		{"another host's, seen for long", "1:other", 0, 121 * time.Second, true},
 		{"not written yet", "", 0, 0, false},
+		{"never written", "", 0, time.Second, true},
 		{"no number", "x:h", 0, 0, false},
 		{"all processes", "-1:h", 0, 0, false},
 	} {
