@@ -485,7 +485,7 @@ func (a *player) badFaith() {
 		}
 	}
 	var slow []net.Conn
-	for range 300 {
+	for range 700 {
 		c, err := net.Dial("unix", a.socket())
 		if err != nil {
 			a.t.Fatal(err)

@@ -20,7 +20,7 @@ import (
 const (
 	factsTime = 30 * time.Second // for a session to read what it is told
 	maxText   = 4 << 10          // octets of a line that a session logs
-	maxLines  = 10_000           // of one session; what it logs beyond that is not kept
+	maxLines  = 1000             // of one session; what it logs beyond that is not kept
 )
 
 // child is a session.

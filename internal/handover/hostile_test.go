@@ -97,6 +97,16 @@ func TestHostileRequests(t *testing.T) {
 		t.Fatal(err)
 	}
 	defer closeAll(datagrams[:])
+	server, err := net.Dial("unix", p.path)
+	if err != nil {
+		t.Fatal(err)
+	}
+	defer server.Close()
+	named, err := server.(*net.UnixConn).File()
+	if err != nil {
+		t.Fatal(err)
+	}
+	defer named.Close()
 	_, login := connect(t)
 	f, err := login.File()
 	if err != nil {
@@ -134,6 +144,7 @@ func TestHostileRequests(t *testing.T) {
 		{"a listening socket", ann, []int{listening}, wordSyntax},
 		{"a socket without a peer", ann, []int{socket(syscall.AF_INET, syscall.SOCK_STREAM)}, wordSyntax},
 		{"a datagram socket", ann, []int{datagrams[0]}, wordSyntax},
+		{"a connection to a server", ann, []int{int(named.Fd())}, wordSyntax},
 		{"good", ann, []int{good}, "ok"},
 	} {
 		// What is refused for its form leaves the ticket as it is.

@@ -26,7 +26,7 @@ const (
 	startTime = 40 * time.Second
 	// maxReading bounds the connections whose line is not there yet. One more ends the oldest:
 	// who sends at once is never kept out by who does not.
-	maxReading = 64
+	maxReading = 256
 	// maxStarting bounds those that wait for an answer about their ticket.
 	maxStarting = 32
 )

@@ -230,9 +230,16 @@ func usable(fd int) error {
 	if err != nil { // a listening one has no peer either
 		return fmt.Errorf("%w: the socket is not connected", errSyntax)
 	}
-	switch sa.(type) {
-	case *syscall.SockaddrInet4, *syscall.SockaddrInet6, *syscall.SockaddrUnix:
+	switch sa := sa.(type) {
+	case *syscall.SockaddrInet4, *syscall.SockaddrInet6:
 		return nil
+	case *syscall.SockaddrUnix:
+		// A pair, or a client of ours, has no name. What has one is a server, and it might take
+		// what the session writes for the word of the user. (Linux shows no name as "@".)
+		if sa.Name == "" || sa.Name == "@" {
+			return nil
+		}
+		return fmt.Errorf("%w: the socket is connected to a server", errSyntax)
 	}
 	return fmt.Errorf("%w: the socket is of another family", errSyntax)
 }
