@@ -2,6 +2,10 @@ package mailbox
 
 import (
 	"context"
+	"fmt"
+	"os"
+	"path/filepath"
+	"syscall"
 	"testing"
 	"time"
 )
@@ -35,5 +39,42 @@ func (b *bed) must(err error) {
 	b.Helper()
 	if err != nil {
 		b.Fatal(err)
+	}
+}
+
+// What is no file and no link to one is no message, and nobody waits for its other end.
+func TestSpecialFiles(t *testing.T) {
+	b := newBed(t)
+	s := b.store()
+	in := b.mailbox(s, "INBOX")
+	b.append(in, "one", 0)
+	b.must(syscall.Mkfifo(filepath.Join(b.root, "cur", "1.fifo.h:2,"), 0o600))
+	b.must(os.Mkdir(filepath.Join(b.root, "cur", "1.dir.h:2,"), 0o700))
+	b.must(os.Symlink("/dev/tty", filepath.Join(b.root, "cur", "1.tty.h:2,")))
+	b.must(os.Symlink("nowhere", filepath.Join(b.root, "cur", "1.nowhere.h:2,")))
+	b.must(os.Symlink("../new", filepath.Join(b.root, "cur", "1.new.h:2,")))
+	v := b.view(s, "INBOX", false)
+	done := make(chan error, 1)
+	go func() {
+		l, err := v.POP3(t.Context())
+		if err == nil && (len(l) != 1 || l[0].UID != 1) {
+			err = fmt.Errorf("POP3 lists %+v", l)
+		}
+		done <- err
+	}()
+	select {
+	case err := <-done:
+		b.must(err)
+	case <-time.After(10 * time.Second):
+		t.Fatal("POP3 waits for a FIFO")
+	}
+	for _, m := range v.All(1, v.Len()) {
+		body, err := v.Open(t.Context(), m.UID)
+		if (err == nil) != (m.UID == 1) {
+			t.Errorf("UID %d: %v", m.UID, err)
+		}
+		if err == nil {
+			b.must(body.Close())
+		}
 	}
 }

@@ -49,7 +49,7 @@ func (v *View) POP3(ctx context.Context) ([]POP3Entry, error) {
 		if base, err = c.base(r); err == nil {
 			guid, err = c.emailID(r)
 		}
-		if r.size >= 0 { // else the file is gone
+		if r.size >= 0 { // else the file is gone, or nobody can read it
 			out = append(out, POP3Entry{UID: r.uid, Size: r.size, GUID: guid, Base: base})
 		}
 		return err == nil
@@ -183,6 +183,10 @@ func (v *View) learn(ctx context.Context, uids []Range, missing func(*rec) bool,
 		}
 		f, err := v.ask(ctx, uid, read)
 		if errors.Is(err, ErrExpunged) {
+			continue
+		}
+		if unreadable(err) { // one of them is no reason to show none
+			v.m.store.log.Warn("a message cannot be read", "mailbox", v.m.name, "uid", uid, "err", err)
 			continue
 		}
 		if err != nil {

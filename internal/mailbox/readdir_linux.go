@@ -40,7 +40,8 @@ func eachName(f durable.File, buf []byte, fn func(name []byte)) error {
 			if i := bytes.IndexByte(name, 0); i >= 0 {
 				name = name[:i]
 			}
-			if b[18] != unix.DT_DIR {
+			switch b[18] {
+			case unix.DT_REG, unix.DT_LNK, unix.DT_UNKNOWN: // others are no message
 				fn(name)
 			}
 			b = b[size:]

@@ -11,6 +11,7 @@ import (
 	"path/filepath"
 	"slices"
 	"strings"
+	"syscall"
 	"time"
 
 	"pennypost/internal/durable"
@@ -396,14 +397,22 @@ func (m *Mailbox) openMessage(ctx context.Context, st *state, uid uint32) (*Body
 	return nil, ErrExpunged
 }
 
+var errNoFile = errors.New("not a regular file")
+
+// unreadable tells whether err says that a message cannot be read, now or later, by this user.
+func unreadable(err error) bool {
+	return errors.Is(err, errNoFile) || errors.Is(err, fs.ErrPermission) || errors.Is(err, syscall.ELOOP) || errors.Is(err, syscall.ENXIO)
+}
+
 func (m *Mailbox) openFile(sub, name string) (*Body, error) {
-	f, err := m.fs().OpenFile(filepath.Join(m.dir, sub, name), os.O_RDONLY, 0)
+	// What a link leads to may be a FIFO, whose other end nobody waits for.
+	f, err := m.fs().OpenFile(filepath.Join(m.dir, sub, name), os.O_RDONLY|syscall.O_NONBLOCK|syscall.O_NOCTTY, 0)
 	if err != nil {
 		return nil, err
 	}
 	info, err := f.Stat()
 	if err == nil && !info.Mode().IsRegular() {
-		err = errors.New("not a regular file")
+		err = errNoFile
 	}
 	if err != nil {
 		return nil, errors.Join(err, f.Close())
