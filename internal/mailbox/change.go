@@ -140,12 +140,13 @@ func (w *writer) keywordBits(ctx context.Context, e *edit, ch FlagChange) (uint3
 	}
 	table, _ = maildir.ParseKeywords(b)
 	bits, missing = keywordMask(&table, ch.Keywords)
+	taken := w.takenLetters(&table, missing)
 	for _, k := range missing {
-		free := slices.Index(table[:], "")
+		free := slices.Index(taken[:], "")
 		if free < 0 {
 			return 0, ErrKeywords
 		}
-		table[free] = k
+		table[free], taken[free] = k, k
 		bits |= 1 << free
 	}
 	if len(missing) > 0 {
@@ -163,6 +164,27 @@ func (w *writer) keywordBits(ctx context.Context, e *edit, ch FlagChange) (uint3
 	e.setKeywords(table[:])
 	e.head.stamps[atKeywords] = at
 	return bits, nil
+}
+
+// takenLetters is table with a word for letters that stand for nothing but are in file names: a
+// keyword that got such a letter would be on messages where nobody has put it.
+func (w *writer) takenLetters(table *maildir.Keywords, missing []string) maildir.Keywords {
+	taken := *table
+	if len(missing) == 0 {
+		return taken
+	}
+	used := uint32(0)
+	for _, c := range w.st.chunks {
+		for i := range c.recs {
+			used |= c.recs[i].kw
+		}
+	}
+	for i := range taken {
+		if taken[i] == "" && used&(1<<i) != 0 {
+			taken[i] = "?"
+		}
+	}
+	return taken
 }
 
 func keywordMask(table *maildir.Keywords, names []string) (bits uint32, missing []string) {

@@ -5,9 +5,12 @@ import (
 	"fmt"
 	"os"
 	"path/filepath"
+	"slices"
 	"syscall"
 	"testing"
 	"time"
+
+	"pennypost/internal/maildir"
 )
 
 // A folder that another process deletes and makes again has another lock file: one who had the
@@ -76,5 +79,27 @@ func TestSpecialFiles(t *testing.T) {
 		if err == nil {
 			b.must(body.Close())
 		}
+	}
+}
+
+// A letter whose keyword nobody knows any more is not given to another one while messages have
+// it in their names.
+func TestLetterOfLostKeyword(t *testing.T) {
+	b := newBed(t)
+	s := b.store()
+	in := b.mailbox(s, "INBOX")
+	b.append(in, "one", 0, "old")
+	b.append(in, "two", 0)
+	b.must(os.Remove(filepath.Join(b.root, maildir.KeywordsName)))
+	v := b.view(s, "INBOX", false)
+	if _, err := v.Store(t.Context(), []uint32{2}, FlagChange{Op: Add, Keywords: []string{"new"}}); err != nil {
+		t.Fatal(err)
+	}
+	b.sync(v)
+	if got := keywordNames(v.Keywords(), v.At(1).Keywords); slices.Contains(got, "new") {
+		t.Errorf("message 1 has the keywords %v", got)
+	}
+	if got := keywordNames(v.Keywords(), v.At(2).Keywords); !slices.Equal(got, []string{"new"}) {
+		t.Errorf("message 2 has the keywords %v", got)
 	}
 }
