@@ -65,6 +65,7 @@ func (k *checker) all(ctx context.Context, cfg *config.Config, dns bool) {
 	k.passwords(ctx, cfg)
 	k.logins(cfg)
 	k.sessions(ctx, cfg)
+	k.pop3(cfg)
 	k.relay(cfg)
 	k.policy(cfg)
 	k.workers(cfg)
