@@ -60,7 +60,7 @@ func each(f func(*job) error) urfave.ActionFunc {
 			}
 			return run(j, f)
 		}
-		for _, flag := range []string{"layout", "control", "index"} {
+		for _, flag := range []string{"layout", "escape", "control", "index"} {
 			if cli.String(c, flag) != "" {
 				return cli.Usage("--%s needs --maildir; the configuration says it for accounts", flag)
 			}
@@ -125,6 +125,11 @@ func byDir(c *urfave.Context, dir string) (*job, error) {
 		o.FSLayout = true
 	default:
 		return nil, cli.Usage("--layout %q is neither maildir++ nor fs", layout)
+	}
+	if e := cli.String(c, "escape"); len(e) > 1 {
+		return nil, cli.Usage("--escape %q is more than one character", e)
+	} else if e != "" {
+		o.Escape = e[0]
 	}
 	o.Host, _ = os.Hostname() // names of messages are unique without it
 	name := dir

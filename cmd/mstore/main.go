@@ -35,6 +35,7 @@ func common(more ...urfave.Flag) []urfave.Flag {
 		&urfave.StringFlag{Name: "maildir", Usage: "work on the Maildir `DIR`, whoever it belongs to; no configuration is read"},
 		&urfave.StringFlag{Name: "layout", Usage: "with --maildir: maildir++ or fs"},
 		&urfave.BoolFlag{Name: "utf8", Usage: "with --maildir: names of folders are UTF-8 on disk"},
+		&urfave.StringFlag{Name: "escape", Usage: "with --maildir: `CHARACTER` that starts hex digits in names of folders"},
 		&urfave.StringFlag{Name: "control", Usage: "with --maildir: `DIR` of the uidlists"},
 		&urfave.StringFlag{Name: "index", Usage: "with --maildir: `DIR` of the indexes"})
 }

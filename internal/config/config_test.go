@@ -57,6 +57,7 @@ func TestLoadFaults(t *testing.T) {
 		{"role", "[[smtpd.listen]]\naddr = \"127.0.0.1:0\"\nrole = \"imap\"\n", ":3: smtpd.listen.role"},
 		{"listen without port", "[[smtpd.listen]]\naddr = \"127.0.0.1\"\nrole = \"mx\"\n", "has no port"},
 		{"layout", "[store]\nlayout = \"flat\"\n", ":2: store.layout: \"flat\" is none of maildir++, fs"},
+		{"escape", "[store]\nescape = \".\"\n", ":2: store.escape: \".\": one ASCII character"},
 		{"special use", "[store]\nfolders = [\"Sent=outbox\"]\n", ":2: store.folders: \"outbox\" is none of"},
 		{"folder without a name", "[store]\nfolders = [\"=sent\"]\n", "has no name"},
 		{"one place for all", "store.index = \"/var/index/%d\"\n", "store.index: \"/var/index/%d\": a template"},

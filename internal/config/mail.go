@@ -11,6 +11,7 @@ type Store struct {
 	UTF8    bool   `toml:"utf8"`    // names of folders are UTF-8 on disk, not modified UTF-7
 	Control string `toml:"control"` // template of where dovecot-uidlist and -keywords are; "" = in the folders
 	Index   string `toml:"index"`   // template of where the index and the cache are; "" = in the folders
+	Escape  string `toml:"escape"`  // one character that starts two hex digits in names on disk; "" = none
 	Courier bool   `toml:"courier"` // take over Courier's files where Dovecot's are missing; default true
 
 	Folders []string `toml:"folders"` // made by "mstore create": names, with their special use behind "="
@@ -52,6 +53,9 @@ func (c *Config) checkMail(k *checker) {
 			k.bad(key, 0, "%q: a template with %%d and %%u, or %%h, is one directory for each user", t)
 		}
 	}
+	if e := c.Store.Escape; len(e) > 1 || e != "" && (e[0] <= ' ' || e[0] >= 0x7f || strings.Contains("./&~", e) || isAlnum(e[0])) {
+		k.bad("store.escape", 0, "%q: one ASCII character that no name needs, such as \\", e)
+	}
 	for i, f := range c.Store.Folders {
 		// RFC 6154 §2 names the uses, RFC 8457 §3 the last one.
 		if name, use, ok := strings.Cut(f, "="); name == "" {
@@ -90,4 +94,8 @@ func (k *checker) listeners(key string, ls []Listener, roles ...string) {
 			}
 		}
 	}
+}
+
+func isAlnum(c byte) bool {
+	return c >= '0' && c <= '9' || c >= 'A' && c <= 'Z' || c >= 'a' && c <= 'z'
 }

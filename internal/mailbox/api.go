@@ -33,6 +33,7 @@ type Limits struct {
 type Options struct {
 	FSLayout    bool             // folders are plain directories (LAYOUT=fs), not Maildir++
 	UTF8        bool             // folder names are UTF-8 on disk, not modified UTF-7
+	Escape      byte             // starts two hex digits for what cannot stand in a directory name; 0: none
 	Control     string           // where dovecot-uidlist and -keywords are; "" beside the messages
 	Index       string           // where the index and the cache are; "" beside the messages
 	Host        string           // in the names of new messages; default "localhost"

@@ -61,6 +61,9 @@ func (w *writer) mend(ctx context.Context) error {
 		st.stamps = [places]stamp{}
 		w.st = &st
 	}
+	if err := w.takeOver(ctx, lock); err != nil {
+		return err
+	}
 	l, err := w.readList()
 	if err != nil {
 		return err

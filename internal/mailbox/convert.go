@@ -239,10 +239,24 @@ func (s *Store) Convert(ctx context.Context, each func(Taken)) error {
 		}
 		each(t)
 	}
-	for _, name := range subs {
-		errs = append(errs, s.Subscribe(ctx, name, true))
+	if len(subs) > 0 {
+		errs = append(errs, s.adoptSubscriptions(ctx))
 	}
 	return errors.Join(errs...)
+}
+
+// adoptSubscriptions writes down in Dovecot's file what was read from Courier's.
+func (s *Store) adoptSubscriptions(ctx context.Context) error {
+	unlock, err := s.lockTree(ctx)
+	if err != nil {
+		return err
+	}
+	defer unlock()
+	subs, err := s.subscriptions()
+	if err == nil {
+		err = s.writeSubscriptions(subs)
+	}
+	return err
 }
 
 func (s *Store) convert(ctx context.Context, t Taken) (err error) {

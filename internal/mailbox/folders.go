@@ -88,7 +88,15 @@ func (s *Store) subscriptions() (maildir.Subscriptions, error) {
 	if err != nil {
 		return maildir.Subscriptions{}, err
 	}
+	if len(b) == 0 && s.o.Courier {
+		names, err := s.courierSubscriptions()
+		return maildir.Subscriptions{Names: names}, err
+	}
 	return s.tree.ParseSubscriptions(b), nil
+}
+
+func (s *Store) writeSubscriptions(subs maildir.Subscriptions) error {
+	return durable.WriteFileOn(s.fs, s.subsPath(), s.tree.AppendSubscriptions(nil, subs), 0o600)
 }
 
 // Subscribe puts a name on the list of subscriptions, or takes it off. The mailbox need not exist
@@ -116,8 +124,7 @@ func (s *Store) Subscribe(ctx context.Context, name string, on bool) error {
 	default:
 		subs.Names = slices.Delete(subs.Names, i, i+1)
 	}
-	err = durable.WriteFileOn(s.fs, s.subsPath(), s.tree.AppendSubscriptions(nil, subs), 0o600)
-	if err != nil {
+	if err := s.writeSubscriptions(subs); err != nil {
 		return fmt.Errorf("subscribe: %w", err)
 	}
 	return nil

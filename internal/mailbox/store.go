@@ -52,7 +52,7 @@ func Open(root string, o Options) (*Store, error) {
 	s := &Store{
 		o: o, root: root, fs: o.FS, now: o.Now, log: o.Log, boot: o.Boot,
 		namer: maildir.NewNamer(o.Host, o.Now), open: map[string]*Mailbox{},
-		tree: &maildir.Tree{Root: root, UTF8: o.UTF8, Control: o.Control, Index: o.Index},
+		tree: &maildir.Tree{Root: root, UTF8: o.UTF8, Control: o.Control, Index: o.Index, Escape: o.Escape},
 	}
 	if s.watcher = o.Watcher; s.watcher == nil {
 		s.watcher = &Watcher{boxes: map[*Mailbox][]int{}, byDir: map[int]map[*Mailbox]bool{}}

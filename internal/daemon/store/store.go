@@ -25,6 +25,9 @@ func Options(cfg *config.Config, m *accounts.Mailbox, log *slog.Logger) (mailbox
 		FSLayout: cfg.Store.Layout == "fs", UTF8: cfg.Store.UTF8, Courier: cfg.Store.Courier,
 		Host: cfg.Hostname, Create: cfg.Deliver.Create, Now: cfg.Now(), Log: log,
 	}
+	if cfg.Store.Escape != "" {
+		o.Escape = cfg.Store.Escape[0]
+	}
 	for _, d := range []struct {
 		key, template string
 		to            *string
