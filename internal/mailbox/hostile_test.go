@@ -82,6 +82,17 @@ func TestSpecialFiles(t *testing.T) {
 	}
 }
 
+// files are the names in a directory of the inbox.
+func (b *bed) files(sub string) (names []string) {
+	b.Helper()
+	ds, err := os.ReadDir(filepath.Join(b.root, sub))
+	b.must(err)
+	for _, d := range ds {
+		names = append(names, d.Name())
+	}
+	return names
+}
+
 // A letter whose keyword nobody knows any more is not given to another one while messages have
 // it in their names.
 func TestLetterOfLostKeyword(t *testing.T) {
@@ -101,5 +112,37 @@ func TestLetterOfLostKeyword(t *testing.T) {
 	}
 	if got := keywordNames(v.Keywords(), v.At(2).Keywords); !slices.Equal(got, []string{"new"}) {
 		t.Errorf("message 2 has the keywords %v", got)
+	}
+}
+
+// A message with two names, left so by whoever renames with link and unlink, is one message, and
+// gone when it is expunged.
+func TestTwoNamesOfOneFile(t *testing.T) {
+	b := newBed(t)
+	s := b.store()
+	in := b.mailbox(s, "INBOX")
+	b.append(in, "one", 0)
+	b.append(in, "two", 0)
+	name := ""
+	for _, n := range b.files("cur") {
+		if text, err := os.ReadFile(filepath.Join(b.root, "cur", n)); err == nil && string(text) == "one" {
+			name = n
+		}
+	}
+	b.must(os.Link(filepath.Join(b.root, "cur", name), filepath.Join(b.root, "cur", name+"S")))
+	b.o.Now = func() time.Time { return time.Now().Add(time.Hour) } // long after
+	s = b.store()
+	v := b.view(s, "INBOX", false)
+	if v.Len() != 2 {
+		t.Fatalf("%d messages", v.Len())
+	}
+	if gone, err := v.Expunge(t.Context(), []uint32{1}); err != nil || len(gone) != 1 {
+		t.Fatal(gone, err)
+	}
+	old := time.Unix(1, 0)
+	b.must(os.Chtimes(filepath.Join(b.root, "cur"), old, old)) // so that a scan is due
+	v = b.view(b.store(), "INBOX", false)
+	if v.Len() != 1 || v.At(1).UID != 2 {
+		t.Errorf("%d messages after EXPUNGE: %v", v.Len(), b.files("cur"))
 	}
 }

@@ -11,6 +11,7 @@ import (
 	"path/filepath"
 	"slices"
 	"strings"
+	"syscall"
 	"time"
 	"unsafe"
 
@@ -457,7 +458,7 @@ func (w *writer) which(base string, a, b look) (keep look, extra []found, err er
 	case ea != nil:
 		return b, nil, nil
 	case durable.SameFile(ia, ib):
-		return a, nil, nil
+		return a, nil, w.dropSecond(path(a), path(b), ib)
 	}
 	// Not while somebody moves things: both must be there under the same names a tick later.
 	fresh := m.store.namer.Base()
@@ -473,4 +474,25 @@ func (w *writer) which(base string, a, b look) (keep look, extra []found, err er
 	}
 	m.store.log.Warn("two messages had one base name; one has a new name", "mailbox", m.name, "err", base)
 	return a, []found{{fresh, b}}, nil
+}
+
+// secondStays is how long both names of a file must have been there before one goes. Dovecot
+// waits as long for who renames with link and unlink.
+const secondStays = 30 * time.Second
+
+// dropSecond removes the second name that a rename left when it was broken off: with it, an
+// expunged message would be back.
+func (w *writer) dropSecond(a, b string, info fs.FileInfo) error {
+	st, ok := info.Sys().(*syscall.Stat_t)
+	if !ok || st.Nlink < 2 || w.m.store.now().Unix()-changed(info) < int64(secondStays/time.Second) {
+		return nil
+	}
+	if first, err := w.m.fs().Lstat(a); err != nil || !durable.SameFile(first, info) {
+		return nil // it was renamed between two looks
+	}
+	if err := w.m.fs().Remove(b); err != nil && !errors.Is(err, fs.ErrNotExist) {
+		return err
+	}
+	w.m.store.log.Warn("a second name of a message was removed", "mailbox", w.m.name, "path", b)
+	return nil
 }
