@@ -10,6 +10,7 @@ import (
 	"os"
 	"path/filepath"
 	"slices"
+	"strings"
 	"time"
 
 	"pennypost/internal/durable"
@@ -144,7 +145,7 @@ func mark(fsys durable.FS, dir string) error {
 // read notes what the copy has already.
 func (e *exporting) read() error {
 	for _, sub := range []string{"new", "cur"} {
-		names, err := readNames(filepath.Join(e.dir, sub))
+		names, err := readNames(e.o.fs(), filepath.Join(e.dir, sub))
 		if err != nil {
 			return err
 		}
@@ -152,22 +153,18 @@ func (e *exporting) read() error {
 			e.files[maildir.ParseName(n).Base] = filepath.Join(sub, n)
 		}
 	}
-	f, err := os.Open(filepath.Join(e.dir, maildir.UIDListName))
-	if errors.Is(err, fs.ErrNotExist) {
-		return nil
-	}
-	if err != nil {
+	var err error
+	if e.old, err = readList(e.o.fs(), e.dir); e.old == nil || err != nil {
 		return err
 	}
-	e.old, err = maildir.ReadUIDList(f)
-	if err = errors.Join(err, f.Close()); err != nil {
-		return err
-	}
-	if e.old.Validity != e.v.UIDValidity() && len(e.old.Entries) > 0 {
+	if len(e.old.Entries) > 0 && (e.old.Validity != e.v.UIDValidity() || e.old.GUID != e.guid()) {
 		return fmt.Errorf("%s holds the UIDs of another mailbox (UIDVALIDITY %d, not %d): export to another place", e.dir, e.old.Validity, e.v.UIDValidity())
 	}
 	return nil
 }
+
+// guid is the one in the uidlist, of which the MAILBOXID is made.
+func (e *exporting) guid() string { return strings.TrimPrefix(e.v.ID(), "F") }
 
 func (e *exporting) all(ctx context.Context) error {
 	entries, err := e.v.POP3(ctx)
@@ -175,7 +172,7 @@ func (e *exporting) all(ctx context.Context) error {
 		return err
 	}
 	slices.SortFunc(entries, func(a, b mailbox.POP3Entry) int { return int(int64(a.UID) - int64(b.UID)) })
-	e.list = maildir.UIDList{Version: 3, Validity: e.v.UIDValidity(), Next: e.v.UIDNext(), GUID: e.v.ID(), Ceiling: e.v.HighestModSeq()}
+	e.list = maildir.UIDList{Version: 3, Validity: e.v.UIDValidity(), Next: e.v.UIDNext(), GUID: e.guid(), Ceiling: e.v.HighestModSeq()}
 	for i, w := range e.v.Keywords() {
 		if i < len(e.words) {
 			e.words[i] = w
@@ -319,9 +316,9 @@ func (e *exporting) keepOld() {
 // replace writes a file of the copy, unless it is as it should be.
 func (e *exporting) replace(name string, data []byte) error {
 	path := filepath.Join(e.dir, name)
-	old, err := os.ReadFile(path)
-	if err == nil && bytes.Equal(old, data) || errors.Is(err, fs.ErrNotExist) && len(data) == 0 {
-		return nil
+	old, err := readFile(e.o.fs(), path)
+	if err != nil || bytes.Equal(old, data) {
+		return err
 	}
 	return durable.WriteFileOn(e.o.fs(), path, data, 0o600)
 }

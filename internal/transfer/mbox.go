@@ -124,7 +124,12 @@ func (m *Mbox) Messages(ctx context.Context, name string, known func(string) boo
 			return
 		}
 		defer f.Close()
-		r := &mboxReader{f: f, r: bufio.NewReaderSize(f, 64<<10), again: make(map[[32]byte]int)}
+		fi, err := f.Stat()
+		if err != nil {
+			yield(Message{}, err)
+			return
+		}
+		r := newMboxReader(path, f, fi.Size())
 		for ctx.Err() == nil {
 			msg, err := r.next()
 			if errors.Is(err, io.EOF) {
@@ -144,12 +149,19 @@ func (m *Mbox) Messages(ctx context.Context, name string, known func(string) boo
 // mboxReader takes messages from an mbox. A message is read twice: once to find its end and
 // what it is, once to be stored.
 type mboxReader struct {
-	f     *os.File
+	name  string
+	f     *io.SectionReader
 	r     *bufio.Reader
 	off   int64  // of r
 	line  []byte // the line read last; the "From " line between messages
 	again map[[32]byte]int
 	begun bool
+}
+
+func newMboxReader(name string, f io.ReaderAt, size int64) *mboxReader {
+	r := &mboxReader{name: name, f: io.NewSectionReader(f, 0, size), again: make(map[[32]byte]int)}
+	r.r = bufio.NewReaderSize(r.f, 64<<10)
+	return r
 }
 
 const maxMboxLine = 1 << 20
@@ -200,7 +212,7 @@ func (r *mboxReader) next() (Message, error) {
 			return Message{}, err
 		}
 		if _, ok := fromLine(line); !ok {
-			return Message{}, fmt.Errorf("%s: not an mbox: no \"From \" line with a date at the beginning", r.f.Name())
+			return Message{}, fmt.Errorf("%s: not an mbox: no \"From \" line with a date at the beginning", r.name)
 		}
 		r.begun = true
 	}
@@ -268,8 +280,11 @@ func (r *mboxReader) header(msg *Message) (h mboxHead, err error) {
 		if drop {
 			continue
 		}
+		if isQuoted(line) {
+			line = line[1:]
+		}
 		if h.keep = append(h.keep, line...); len(h.keep) > maxMboxHead {
-			return h, fmt.Errorf("%s: a header of more than %d octets", r.f.Name(), maxMboxHead)
+			return h, fmt.Errorf("%s: a header of more than %d octets", r.name, maxMboxHead)
 		}
 	}
 }
@@ -377,14 +392,10 @@ func (r *mboxReader) counted(sum io.Writer, start, length int64, q *quoting) (bo
 	if length < 0 {
 		return false, nil
 	}
-	fi, err := r.f.Stat()
-	if err != nil {
-		return false, err
-	}
-	end := start + length
-	if end > fi.Size() {
+	if length > r.f.Size()-start {
 		return false, nil
 	}
+	end := start + length
 	var b [1024]byte
 	n, err := r.f.ReadAt(b[:], end)
 	if err != nil && !errors.Is(err, io.EOF) {

@@ -58,7 +58,7 @@ func (o *Options) mboxMailbox(ctx context.Context, s *mailbox.Store, path, name 
 	}
 	defer func() { err = errors.Join(err, done()) }()
 	res := Result{From: name, To: path}
-	after, err := lastUID(path, v.UIDValidity())
+	after, err := lastUID(o.fs(), path, v.UIDValidity())
 	if err != nil {
 		return err
 	}
@@ -72,7 +72,7 @@ func (o *Options) mboxMailbox(ctx context.Context, s *mailbox.Store, path, name 
 	if err := durable.MkdirAllOn(o.fs(), filepath.Dir(path), 0o700); err != nil {
 		return err
 	}
-	f, err := os.OpenFile(path, os.O_RDWR|os.O_CREATE|os.O_APPEND, 0o600)
+	f, err := o.fs().OpenFile(path, os.O_RDWR|os.O_CREATE|os.O_APPEND, 0o600)
 	if err != nil {
 		return err
 	}
@@ -108,8 +108,8 @@ func (o *Options) mboxMailbox(ctx context.Context, s *mailbox.Store, path, name 
 }
 
 // lastUID finds the highest UID in an mbox that an export has written, 0 in none.
-func lastUID(path string, validity uint32) (uint32, error) {
-	f, err := os.Open(path)
+func lastUID(fsys durable.FS, path string, validity uint32) (uint32, error) {
+	f, err := open(fsys, path)
 	if errors.Is(err, fs.ErrNotExist) {
 		return 0, nil
 	}

@@ -26,18 +26,19 @@ const memoryHead = "pennypost-import 1\n"
 // memory is the file, open for a run. A crash before a line is written costs nothing: the
 // message itself has the EMAILID.
 type memory struct {
-	f    *os.File
+	fs   durable.FS
+	f    durable.File
 	dry  bool
 	seen map[[16]byte]bool
 }
 
-func openMemory(path string, dry bool) (*memory, error) {
-	m := &memory{dry: dry, seen: make(map[[16]byte]bool)}
+func openMemory(fsys durable.FS, path string, dry bool) (*memory, error) {
+	m := &memory{fs: fsys, dry: dry, seen: make(map[[16]byte]bool)}
 	flag := os.O_RDWR | os.O_CREATE | os.O_APPEND
 	if dry {
 		flag = os.O_RDONLY
 	}
-	f, err := os.OpenFile(path, flag, 0o600)
+	f, err := fsys.OpenFile(path, flag, 0o600)
 	if dry && errors.Is(err, fs.ErrNotExist) {
 		return m, nil
 	}
@@ -61,10 +62,10 @@ func (m *memory) read(path string) error {
 		if err := m.f.Truncate(0); err != nil {
 			return err
 		}
-		if _, err := m.f.WriteString(memoryHead); err != nil {
+		if _, err := m.f.Write([]byte(memoryHead)); err != nil {
 			return err
 		}
-		return errors.Join(durable.Sync(m.f), durable.SyncDir(filepath.Dir(path)))
+		return errors.Join(durable.Sync(m.f), durable.SyncDirOn(m.fs, filepath.Dir(path)))
 	}
 	if err != nil {
 		return err

@@ -4,8 +4,6 @@ import (
 	"context"
 	"errors"
 	"fmt"
-	"io/fs"
-	"os"
 	"path/filepath"
 
 	"pennypost/internal/durable"
@@ -17,7 +15,7 @@ import (
 // whose tree is to, with all UIDs, UIDVALIDITY, keywords and unique-ids of POP3. A mailbox
 // into which it goes must hold nothing else; a restore that was cut off is taken up again.
 func Restore(ctx context.Context, s *mailbox.Store, to, from maildir.Tree, o Options) error {
-	src := Maildir{Tree: from}
+	src := Maildir{from, o.fs()}
 	names, err := src.Mailboxes(ctx)
 	if err != nil {
 		return err
@@ -33,8 +31,8 @@ func Restore(ctx context.Context, s *mailbox.Store, to, from maildir.Tree, o Opt
 	if o.DryRun {
 		return nil
 	}
-	b, err := os.ReadFile(filepath.Join(from.ControlRoot(), maildir.SubscriptionsName))
-	if err != nil && !errors.Is(err, fs.ErrNotExist) {
+	b, err := readFile(o.fs(), filepath.Join(from.ControlRoot(), maildir.SubscriptionsName))
+	if err != nil {
 		return err
 	}
 	for _, name := range from.ParseSubscriptions(b).Names {
@@ -107,24 +105,16 @@ func (r *restoring) read(from maildir.Tree, name string) (err error) {
 	if err != nil {
 		return err
 	}
-	f, err := os.Open(filepath.Join(control, maildir.UIDListName))
-	if errors.Is(err, fs.ErrNotExist) {
+	if r.list, err = readList(r.o.fs(), control); err != nil {
+		return err
+	}
+	if r.list == nil {
 		return fmt.Errorf("%s has no %s: its UIDs are not known (import without --restore gives new ones)", control, maildir.UIDListName)
-	}
-	if err != nil {
-		return err
-	}
-	r.list, err = maildir.ReadUIDList(f)
-	if err = errors.Join(err, f.Close()); err != nil {
-		return err
 	}
 	if r.list.Validity == 0 {
 		return fmt.Errorf("%s: no UIDVALIDITY can be read there", filepath.Join(control, maildir.UIDListName))
 	}
-	r.keywords, err = os.ReadFile(filepath.Join(control, maildir.KeywordsName))
-	if errors.Is(err, fs.ErrNotExist) {
-		err = nil
-	}
+	r.keywords, err = readFile(r.o.fs(), filepath.Join(control, maildir.KeywordsName))
 	return err
 }
 
@@ -141,7 +131,7 @@ func (r *restoring) fill(ctx context.Context, to maildir.Tree) (err error) {
 	var names []string
 	isNew := make(map[string]bool)
 	for _, sub := range []string{"cur", "new"} {
-		list, err := readNames(filepath.Join(r.fromDir, sub))
+		list, err := readNames(fsys, filepath.Join(r.fromDir, sub))
 		if err != nil {
 			return err
 		}
@@ -151,7 +141,7 @@ func (r *restoring) fill(ctx context.Context, to maildir.Tree) (err error) {
 		}
 	}
 	for _, sub := range []string{"cur", "new"} {
-		there, err := readNames(filepath.Join(r.dir, sub))
+		there, err := readNames(fsys, filepath.Join(r.dir, sub))
 		if err != nil {
 			return err
 		}
@@ -191,7 +181,7 @@ func (r *restoring) message(path string) (err error) {
 	if r.o.DryRun {
 		return nil
 	}
-	f, err := os.Open(filepath.Join(r.fromDir, path))
+	f, err := open(r.o.fs(), filepath.Join(r.fromDir, path))
 	if err != nil {
 		return err
 	}
@@ -207,14 +197,12 @@ func (r *restoring) message(path string) (err error) {
 func (r *restoring) lists(to maildir.Tree) error {
 	fsys := r.o.fs()
 	path := filepath.Join(r.control, maildir.UIDListName)
-	if f, err := os.Open(path); err == nil {
-		old, err := maildir.ReadUIDList(f)
-		if err = errors.Join(err, f.Close()); err != nil {
-			return err
-		}
-		r.list.Ceiling = max(r.list.Ceiling, old.Ceiling)
-	} else if !errors.Is(err, fs.ErrNotExist) {
+	old, err := readList(fsys, r.control)
+	if err != nil {
 		return err
+	}
+	if old != nil {
+		r.list.Ceiling = max(r.list.Ceiling, old.Ceiling)
 	}
 	if len(r.keywords) > 0 {
 		if err := durable.WriteFileOn(fsys, filepath.Join(r.control, maildir.KeywordsName), r.keywords, 0o600); err != nil {

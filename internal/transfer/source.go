@@ -22,7 +22,17 @@ import (
 
 // Maildir is a Source that reads a Maildir of anybody's and writes nothing there: keys are
 // base names.
-type Maildir struct{ Tree maildir.Tree }
+type Maildir struct {
+	Tree maildir.Tree
+	FS   durable.FS // default the operating system's
+}
+
+func (m *Maildir) fs() durable.FS {
+	if m.FS == nil {
+		return durable.OS{}
+	}
+	return m.FS
+}
 
 // ID is the same for all: base names are unique in the world.
 func (m *Maildir) ID() string { return "maildir" }
@@ -32,7 +42,7 @@ func (m *Maildir) Close() error { return nil }
 
 // Mailboxes lists the folders.
 func (m *Maildir) Mailboxes(context.Context) ([]string, error) {
-	found, bad, err := m.Tree.List(durable.OS{})
+	found, bad, err := m.Tree.List(m.fs())
 	if err != nil {
 		return nil, err
 	}
@@ -48,9 +58,39 @@ func (m *Maildir) Mailboxes(context.Context) ([]string, error) {
 	return names, nil
 }
 
+func open(fsys durable.FS, path string) (durable.File, error) {
+	return fsys.OpenFile(path, os.O_RDONLY, 0)
+}
+
+// readFile returns what is in a file, nothing when it is not there.
+func readFile(fsys durable.FS, path string) ([]byte, error) {
+	f, err := open(fsys, path)
+	if errors.Is(err, fs.ErrNotExist) {
+		return nil, nil
+	}
+	if err != nil {
+		return nil, err
+	}
+	b, err := io.ReadAll(f)
+	return b, errors.Join(err, f.Close())
+}
+
+// readList reads the uidlist in a directory, nil when there is none.
+func readList(fsys durable.FS, dir string) (*maildir.UIDList, error) {
+	f, err := open(fsys, filepath.Join(dir, maildir.UIDListName))
+	if errors.Is(err, fs.ErrNotExist) {
+		return nil, nil
+	}
+	if err != nil {
+		return nil, err
+	}
+	l, err := maildir.ReadUIDList(f)
+	return l, errors.Join(err, f.Close())
+}
+
 // readNames returns the file names in a directory, the oldest messages first.
-func readNames(dir string) ([]string, error) {
-	f, err := os.Open(dir)
+func readNames(fsys durable.FS, dir string) ([]string, error) {
+	f, err := open(fsys, dir)
 	if errors.Is(err, fs.ErrNotExist) {
 		return nil, nil
 	}
@@ -72,14 +112,14 @@ func (m *Maildir) Messages(ctx context.Context, name string, known func(string) 
 			yield(Message{}, err)
 			return
 		}
-		words, err := readKeywords(m.Tree, name)
+		words, err := readKeywords(m.fs(), m.Tree, name)
 		if err != nil {
 			yield(Message{}, err)
 			return
 		}
 		var paths []string
 		for _, sub := range []string{"cur", "new"} {
-			names, err := readNames(filepath.Join(dir, sub))
+			names, err := readNames(m.fs(), filepath.Join(dir, sub))
 			if err != nil {
 				yield(Message{}, err)
 				return
@@ -98,9 +138,9 @@ func (m *Maildir) Messages(ctx context.Context, name string, known func(string) 
 				yield(Message{}, err)
 				return
 			}
-			f, err := os.Open(path)
+			f, err := open(m.fs(), path)
 			if errors.Is(err, fs.ErrNotExist) {
-				f, err = openAgain(dir, n.Base)
+				f, err = openAgain(m.fs(), dir, n.Base)
 			}
 			if errors.Is(err, fs.ErrNotExist) {
 				continue // removed meanwhile
@@ -121,7 +161,7 @@ func (m *Maildir) Messages(ctx context.Context, name string, known func(string) 
 	}
 }
 
-func yieldFile(f *os.File, n maildir.Name, words maildir.Keywords, yield func(Message, error) bool) (more bool, err error) {
+func yieldFile(f durable.File, n maildir.Name, words maildir.Keywords, yield func(Message, error) bool) (more bool, err error) {
 	defer func() { err = errors.Join(err, f.Close()) }()
 	fi, err := f.Stat()
 	if err != nil {
@@ -143,30 +183,27 @@ func yieldFile(f *os.File, n maildir.Name, words maildir.Keywords, yield func(Me
 }
 
 // openAgain finds a message whose flags have been changed since the directory was read.
-func openAgain(dir, base string) (*os.File, error) {
+func openAgain(fsys durable.FS, dir, base string) (durable.File, error) {
 	for _, sub := range []string{"cur", "new"} {
-		names, err := readNames(filepath.Join(dir, sub))
+		names, err := readNames(fsys, filepath.Join(dir, sub))
 		if err != nil {
 			return nil, err
 		}
 		for _, n := range names {
 			if maildir.ParseName(n).Base == base {
-				return os.Open(filepath.Join(dir, sub, n))
+				return open(fsys, filepath.Join(dir, sub, n))
 			}
 		}
 	}
 	return nil, fs.ErrNotExist
 }
 
-func readKeywords(t maildir.Tree, name string) (maildir.Keywords, error) {
+func readKeywords(fsys durable.FS, t maildir.Tree, name string) (maildir.Keywords, error) {
 	dir, err := t.ControlDir(name)
 	if err != nil {
 		return maildir.Keywords{}, err
 	}
-	b, err := os.ReadFile(filepath.Join(dir, maildir.KeywordsName))
-	if errors.Is(err, fs.ErrNotExist) {
-		return maildir.Keywords{}, nil
-	}
+	b, err := readFile(fsys, filepath.Join(dir, maildir.KeywordsName))
 	k, _ := maildir.ParseKeywords(b) // what is no keyword is not taken along
 	return k, err
 }

@@ -136,7 +136,7 @@ func Import(ctx context.Context, s *mailbox.Store, memory string, src Source, o 
 	if names, err = o.choose(names); err != nil {
 		return err
 	}
-	m, err := openMemory(memory, o.DryRun)
+	m, err := openMemory(o.fs(), memory, o.DryRun)
 	if err != nil {
 		return err
 	}

@@ -25,7 +25,7 @@ func ToIMAP(ctx context.Context, s *mailbox.Store, memory string, to *IMAP, o Op
 	if _, err := to.Mailboxes(ctx); err != nil {
 		return err
 	}
-	m, err := openMemory(memory, o.DryRun)
+	m, err := openMemory(o.fs(), memory, o.DryRun)
 	if err != nil {
 		return err
 	}
