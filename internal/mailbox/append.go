@@ -11,6 +11,7 @@ import (
 	"path/filepath"
 	"slices"
 	"sync"
+	"syscall"
 	"time"
 
 	"pennypost/internal/durable"
@@ -188,6 +189,7 @@ type arrival struct {
 	f     fresh
 	place func(to *durable.Names, name string) error
 	undo  func(to *durable.Names, name string) error // nil: remove the name
+	done  func() error                               // of a MOVE, once the new name is durable
 }
 
 // adopt gives staged messages their names and UIDs.
@@ -364,7 +366,13 @@ func (v *View) copy(ctx context.Context, uids []uint32, dst *Mailbox) (Copied, e
 				return err
 			}
 			a.place = func(to *durable.Names, name string) error {
-				return dirs.hold(ctx, s, func(sub *durable.Names, old string) error { return sub.Link(old, to, name) })
+				return dirs.hold(ctx, s, func(sub *durable.Names, old string) error {
+					err := sub.Link(old, to, name)
+					if unlinked(err) {
+						err = dst.duplicate(ctx, sub, old, to, name)
+					}
+					return err
+				})
 			}
 			as[i] = a
 		}
@@ -565,14 +573,30 @@ func (v *View) moveLocked(ctx context.Context, src, dst *writer, uids []uint32) 
 		}
 		var was *durable.Names
 		wasName := ""
+		stays := false // a copy was made, and the old file is to be removed
 		a.place = func(to *durable.Names, name string) error {
 			return dirs.hold(ctx, s, func(sub *durable.Names, old string) error {
 				was, wasName = sub, old
 				d.fromNew = d.fromNew || sub == d.news
-				return sub.RenameNew(old, to, name)
+				err := sub.RenameNew(old, to, name)
+				if stays = errors.Is(err, syscall.EXDEV); stays {
+					err = dst.m.duplicate(ctx, sub, old, to, name)
+				}
+				return err
 			})
 		}
-		a.undo = func(to *durable.Names, name string) error { return to.RenameNew(name, was, wasName) }
+		a.undo = func(to *durable.Names, name string) error {
+			if stays {
+				return to.Remove(name)
+			}
+			return to.RenameNew(name, was, wasName)
+		}
+		a.done = func() error {
+			if !stays {
+				return nil
+			}
+			return dirs.hold(ctx, s, func(sub *durable.Names, old string) error { return sub.Remove(old) })
+		}
 		as[i] = a
 	}
 	out, err := dst.admit(ctx, e, as, nil)
@@ -580,7 +604,12 @@ func (v *View) moveLocked(ctx context.Context, src, dst *writer, uids []uint32) 
 		return Copied{}, err
 	}
 	// The new names are durable; now the old ones may go for good.
-	err = d.sync()
+	for _, a := range as {
+		if derr := a.done(); derr != nil && !errors.Is(derr, ErrExpunged) {
+			err = errors.Join(err, derr)
+		}
+	}
+	err = errors.Join(err, d.sync())
 	se := src.st.edit()
 	for _, s := range from {
 		if err := se.remove(s.rec.uid); err != nil {

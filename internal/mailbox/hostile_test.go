@@ -2,14 +2,18 @@ package mailbox
 
 import (
 	"context"
+	"errors"
 	"fmt"
+	"io/fs"
 	"os"
 	"path/filepath"
 	"slices"
+	"strings"
 	"syscall"
 	"testing"
 	"time"
 
+	"pennypost/internal/durable"
 	"pennypost/internal/maildir"
 )
 
@@ -144,5 +148,69 @@ func TestTwoNamesOfOneFile(t *testing.T) {
 	v = b.view(b.store(), "INBOX", false)
 	if v.Len() != 1 || v.At(1).UID != 2 {
 		t.Errorf("%d messages after EXPUNGE: %v", v.Len(), b.files("cur"))
+	}
+}
+
+// oneDevice is a file system on which hard links and renames between directories fail.
+type oneDevice struct {
+	durable.OS
+	err error
+}
+
+type plainFile struct{ durable.File } // without Fd
+
+func (o oneDevice) OpenFile(name string, flag int, perm fs.FileMode) (durable.File, error) {
+	f, err := o.OS.OpenFile(name, flag, perm)
+	if err != nil {
+		return nil, err
+	}
+	return plainFile{f}, nil
+}
+
+func (o oneDevice) folder(p string) string { return filepath.Dir(filepath.Dir(p)) }
+
+func (o oneDevice) Link(a, b string) error {
+	return &os.LinkError{Op: "link", Old: a, New: b, Err: o.err}
+}
+
+func (o oneDevice) RenameNew(a, b string) error {
+	if o.folder(a) != o.folder(b) && errors.Is(o.err, syscall.EXDEV) {
+		return &os.LinkError{Op: "rename", Old: a, New: b, Err: o.err}
+	}
+	return o.OS.RenameNew(a, b)
+}
+
+// Where names cannot be linked or moved, messages are copied octet by octet.
+func TestCopyWithoutLinks(t *testing.T) {
+	for _, why := range []error{syscall.EXDEV, syscall.EMLINK, syscall.EPERM} {
+		b := newBed(t)
+		b.o.FS = oneDevice{err: why}
+		s := b.store()
+		b.must(s.Create(t.Context(), "A"))
+		in, a := b.mailbox(s, "INBOX"), b.mailbox(s, "A")
+		day := time.Unix(1_000_000_000, 0)
+		for i := range 3 {
+			_, err := in.Append(t.Context(), Item{Message: strings.NewReader(fmt.Sprint("m", i)), Internal: day, Flags: maildir.Seen, Keywords: []string{"k"}})
+			b.must(err)
+		}
+		v := b.view(s, "INBOX", false)
+		if c, err := v.Copy(t.Context(), []uint32{1, 2}, a); err != nil || len(c.To) != 2 {
+			t.Errorf("%v: COPY: %v", why, err)
+			continue
+		}
+		if c, err := v.Move(t.Context(), []uint32{3}, a); err != nil || len(c.To) != 1 {
+			t.Errorf("%v: MOVE: %v", why, err)
+			continue
+		}
+		w := b.view(b.store(), "A", false)
+		if w.Len() != 3 || len(b.files("cur")) != 2 || len(b.files("tmp"))+len(b.files(".A/tmp")) != 0 {
+			t.Fatalf("%v: %d messages, %v", why, w.Len(), b.files("cur"))
+		}
+		b.must(w.Dates(t.Context(), []Range{{1, 9}}))
+		for i, m := range w.All(1, 3) {
+			if got := b.text(w, m.UID); got != fmt.Sprint("m", i-1) || m.Internal != day.Unix() || m.Flags != maildir.Seen || m.Keywords == 0 {
+				t.Errorf("%v: %q %+v", why, got, m)
+			}
+		}
 	}
 }
