@@ -4,6 +4,7 @@ package main
 import (
 	"context"
 	"net"
+	"slices"
 
 	urfave "github.com/urfave/cli/v2"
 
@@ -45,6 +46,9 @@ func run(c *urfave.Context) error {
 		Idle: cfg.POP3.Idle.Std(), MaxSessions: cfg.POP3.MaxSessions,
 		Busy:      "-ERR [SYS/TEMP] too many sessions, try again later\r\n",
 		ProxyFrom: cfg.POP3.ProxyFrom, ProxyKey: "pop3.proxy_from",
+		PerClient:     cfg.POP3.PerClient,
+		PerClientBusy: "-ERR [SYS/TEMP] too many sessions from your address, end some first\r\n",
+		Exempt:        slices.Concat(cfg.POP3.ClearFrom, cfg.SMTPD.RelayFrom, cfg.Policy.Trusted),
 	})
 	if err != nil {
 		return err

@@ -338,6 +338,33 @@ func TestTooMany(t *testing.T) {
 	}
 }
 
+// TestOneClientTooMany: one client has its share and no more; this host has no limit.
+func TestOneClientTooMany(t *testing.T) {
+	t.Parallel()
+	s := newSite(t, "pop3.per_client = 1\npop3.proxy_from = [\"127.0.0.7\"]\n")
+	at, _ := s.serve(t)
+	for i, c := range []struct{ local, header, want string }{
+		{"127.0.0.7", "PROXY TCP4 192.0.2.9 203.0.113.1 4711 110\r\n", "+OK "},
+		{"127.0.0.7", "PROXY TCP4 192.0.2.9 203.0.113.1 4712 110\r\n", "-ERR [SYS/TEMP] too many sessions from your address, end some first\r\n"},
+		{"127.0.0.7", "PROXY TCP4 192.0.2.10 203.0.113.1 4713 110\r\n", "+OK "},
+		{"127.0.0.1", "", "+OK "}, {"127.0.0.1", "", "+OK "},
+	} {
+		d := net.Dialer{LocalAddr: &net.TCPAddr{IP: net.ParseIP(c.local)}}
+		conn, err := d.Dial("tcp", at["pop3"])
+		if err != nil {
+			t.Fatal(err)
+		}
+		defer conn.Close()
+		conn.SetDeadline(time.Now().Add(20 * time.Second))
+		if _, err := io.WriteString(conn, c.header); err != nil {
+			t.Fatal(err)
+		}
+		if got, err := bufio.NewReader(conn).ReadString('\n'); err != nil || !strings.HasPrefix(got, c.want) {
+			t.Errorf("%d: %q %v, want %q", i, got, err, c.want)
+		}
+	}
+}
+
 func TestConfigurationErrors(t *testing.T) {
 	dir := t.TempDir()
 	write := func(name, text string) string {

@@ -8,6 +8,7 @@ import (
 	"fmt"
 	"io"
 	"net"
+	"net/netip"
 	"os"
 	"slices"
 	"strings"
@@ -16,6 +17,7 @@ import (
 
 	"github.com/xdg-go/scram"
 
+	"pennypost/internal/handover"
 	"pennypost/internal/mailtest"
 )
 
@@ -328,4 +330,49 @@ func TestLongToken(t *testing.T) {
 	if !strings.Contains(got, "+OK welcome, 0 messages (0 octets)\r\n") {
 		t.Errorf("%q", got)
 	}
+}
+
+// TestHandOver: a session that another process takes is answered by that one alone; one that it
+// refuses is answered here, and the client may go on.
+func TestHandOver(t *testing.T) {
+	d := newDrop(t, messages...)
+	s, log := testServer(t, d)
+	var taken handover.Request
+	s.HandOver = func(_ context.Context, conn net.Conn, user string, r handover.Request) (bool, error) {
+		switch {
+		case user != "alice@example.test":
+			return false, nil
+		case len(taken.Pending) == 0:
+			taken = r
+			return false, handover.ErrBusy
+		}
+		taken = r
+		_, err := io.WriteString(conn, "+OK from elsewhere\r\n")
+		return true, err
+	}
+	c, done := connect(t, t.Context(), s, network)
+	if _, err := io.WriteString(c, "UTF8\r\nSTLS\r\n"); err != nil {
+		t.Fatal(err)
+	}
+	readUntil(t, c, "-ERR say STLS before UTF8\r\n")
+	c.Close()
+	<-done
+	s.ClearFrom = []netip.Prefix{netip.MustParsePrefix("0.0.0.0/0")}
+	c, done = connect(t, t.Context(), s, network)
+	got := converse(t, c, "UTF8\r\n"+loginLines+loginLines+"STAT\r\nQUIT\r\n")
+	<-done
+	if !strings.HasSuffix(got, "-ERR [SYS/TEMP] cannot open the maildrop, try again later\r\n+OK name taken, send PASS\r\n+OK from elsewhere\r\n") {
+		t.Errorf("%q", got)
+	}
+	if string(taken.Pending) != "STAT\r\nQUIT\r\n" || taken.Protocol != "pop3" || taken.Peer != network.Addr || taken.State != (carried{UTF8: true, Role: Clear}) {
+		t.Errorf("handed over: %+v", taken)
+	}
+	if d.locked || strings.Contains(log.String(), "messages=") {
+		t.Errorf("log: %s", log)
+	}
+	c, done = connect(t, t.Context(), s, network)
+	if got := converse(t, c, "USER jürg\r\nPASS grüße\r\nQUIT\r\n"); !strings.HasSuffix(got, "+OK bye, 4 messages left\r\n") {
+		t.Errorf("a user of the mail system: %q", got)
+	}
+	<-done
 }
