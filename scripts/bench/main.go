@@ -7,7 +7,7 @@
 //	go run ./scripts/bench [--dir DIR] [--rounds 3] [--scale 1] [ROW...]
 //
 // ROWs are micro start-up inject accept local relay fan-out syncs inetd idle first-answer limit
-// pop3 (beside Dovecot); default all. DIR must be on the disk to be measured (default: a new directory below /var/tmp).
+// pop3 store (both beside Dovecot); default all. DIR must be on the disk to be measured (default: a new directory below /var/tmp).
 //
 // A measuring harness of somebody else can drive an instance of ours:
 //
@@ -71,11 +71,15 @@ var rows = []row{
 	{"first-answer", (*bench).firstAnswer},
 	{"limit", (*bench).limit},
 	{"pop3", (*bench).pop3},
+	{"store", (*bench).store},
 }
 
 func run(args []string) error {
 	if len(args) == 2 && args[0] == "setup" {
 		return setup(args[1])
+	}
+	if len(args) == 2 && args[0] == "store-steps" {
+		return storeSteps(args[1])
 	}
 	if len(args) == 2 && args[0] == "start" {
 		return start(args[1])
