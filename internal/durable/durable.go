@@ -58,7 +58,7 @@ type round struct {
 const company = 2 * time.Millisecond
 
 // lately is how long a Dir remembers that there was company: more is on its way.
-const lately = 10 * company
+const lately = 50 * company
 
 // OpenDir opens a directory for syncing.
 func OpenDir(path string) (*Dir, error) { return OpenDirOn(OS{}, path) }
