@@ -479,3 +479,33 @@ func (l *lines) next(t *testing.T) string {
 		l.buf = append(l.buf, b[:n]...)
 	}
 }
+
+// TestMutt reads a mailbox where it is: its index comes by TOP, its messages by RETR.
+func TestMutt(t *testing.T) {
+	t.Parallel()
+	mutt, script := need(t, "mutt"), need(t, "script") // which makes it a terminal
+	s := newSite(t, "")
+	s.deliver(t, letter(1), letter(2), letter(3))
+	at, _ := s.serve(t)
+	rc, out := filepath.Join(s.dir, "muttrc"), filepath.Join(s.dir, "out")
+	text := fmt.Sprintf(`set certificate_file=%s/cert.pem ssl_verify_host=no ssl_usesystemcerts=no
+set pop_user="alice@example.test" pop_pass=secret pop_authenticators="plain:user" pop_delete=no
+set confirmappend=no confirmcreate=no sleep_time=0 delete=yes move=no quit=yes wait_key=no folder=%[1]s
+push "<tag-pattern>~A<enter><tag-prefix><copy-message>%s<enter><quit>"
+`, s.dir, out)
+	if err := os.WriteFile(rc, []byte(text), 0o600); err != nil {
+		t.Fatal(err)
+	}
+	cmd := exec.Command(script, "-qec", mutt+" -n -F "+rc+" -f pops://"+at["pop3s"]+"/", "/dev/null")
+	cmd.Env = append(os.Environ(), "HOME="+s.dir, "TERM=xterm")
+	stop := time.AfterFunc(30*time.Second, func() { _ = cmd.Process.Kill() }) // it may have ended
+	defer stop.Stop()
+	said, err := cmd.CombinedOutput()
+	got, rerr := os.ReadFile(out)
+	if err != nil || rerr != nil || strings.Count(string(got), "\nSubject: letter ") != 3 || strings.Count(string(got), "\n..dots\n") != 3 {
+		t.Errorf("%v %v\n%s\n%s", err, rerr, got, said)
+	}
+	if log := s.log(t); !strings.Contains(log, "messages=3 retr=3 top=3 dele=0") {
+		t.Errorf("log: %s", log)
+	}
+}
