@@ -6,6 +6,7 @@ import (
 	"errors"
 	"net"
 	"os"
+	"slices"
 
 	urfave "github.com/urfave/cli/v2"
 
@@ -50,6 +51,9 @@ func run(c *urfave.Context) error {
 		Idle: cfg.SMTPD.Idle.Std(), MaxSessions: cfg.SMTPD.MaxSessions,
 		Busy:      "421 4.3.2 " + cfg.Hostname + " too many sessions, try again later\r\n",
 		ProxyFrom: cfg.SMTPD.ProxyFrom, ProxyKey: "smtpd.proxy_from",
+		PerClient:     cfg.SMTPD.PerClient,
+		PerClientBusy: "421 4.7.0 " + cfg.Hostname + " too many sessions from your address, end some first\r\n",
+		Exempt:        slices.Concat(cfg.SMTPD.RelayFrom, cfg.Policy.Trusted, cfg.SMTPD.XClientFrom),
 	})
 	if err != nil {
 		return err

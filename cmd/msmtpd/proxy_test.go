@@ -83,6 +83,50 @@ func TestProxyFromStrangers(t *testing.T) {
 	}
 }
 
+// TestOneClientCannotTakeAll: a client over its share is turned away in SMTP's words, on each port;
+// others, trusted networks and this host are not.
+func TestOneClientCannotTakeAll(t *testing.T) {
+	s := newSite(t)
+	s.configure(t, "smtpd.per_client = 2\nsmtpd.proxy_from = [\"127.0.0.7\"]\npolicy.trusted = [\"198.51.100.0/24\"]\n")
+	at := s.serve(t)
+	open := func(local, header, role string) string {
+		t.Helper()
+		d := net.Dialer{LocalAddr: &net.TCPAddr{IP: net.ParseIP(local)}}
+		c, err := d.Dial("tcp", at[role])
+		if err != nil {
+			t.Fatal(err)
+		}
+		t.Cleanup(func() { c.Close() })
+		c.SetDeadline(time.Now().Add(20 * time.Second))
+		if _, err := io.WriteString(c, header); err != nil {
+			t.Fatal(err)
+		}
+		line, err := bufio.NewReader(c).ReadString('\n')
+		if err != nil {
+			t.Fatalf("%q %v", line, err)
+		}
+		return line
+	}
+	from(t, "127.0.0.1", at["mx"], "QUIT\r\n") // waits until it serves
+	for _, c := range []struct{ client, role, want string }{
+		{"192.0.2.9", "mx", "220 "},
+		{"192.0.2.9", "submission", "220 "},
+		{"192.0.2.9", "mx", "421 4.7.0 mx.example.test too many sessions from your address"},
+		{"192.0.2.9", "submission", "421 4.7.0 "},
+		{"192.0.2.10", "mx", "220 "},
+		{"198.51.100.5", "mx", "220 "}, {"198.51.100.5", "mx", "220 "}, {"198.51.100.5", "mx", "220 "},
+	} {
+		if got := open("127.0.0.7", "PROXY TCP4 "+c.client+" 203.0.113.1 4711 25\r\n", c.role); !strings.HasPrefix(got, c.want) {
+			t.Errorf("%s: %q, want %q", c.client, got, c.want)
+		}
+	}
+	for range 4 {
+		if got := open("127.0.0.1", "", "mx"); !strings.HasPrefix(got, "220 ") {
+			t.Errorf("this host: %q", got)
+		}
+	}
+}
+
 func TestCurlHAProxy(t *testing.T) {
 	curl := need(t, "curl")
 	s := newSite(t)

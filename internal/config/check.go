@@ -146,6 +146,7 @@ func (c *Config) checkNumbers(k *checker) {
 	}
 	k.atLeast("queue.dsn_rate", int64(c.Queue.DSNRate), 1)
 	k.atLeast("smtpd.max_sessions", int64(c.SMTPD.MaxSessions), 1)
+	k.atLeast("smtpd.per_client", int64(c.SMTPD.PerClient), 0)
 	k.atLeast("smtpd.errors", int64(c.SMTPD.Errors), 1)
 	if c.SMTPD.Timeout <= 0 {
 		k.bad("smtpd.timeout", 0, "0 would end every session at once")

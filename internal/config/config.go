@@ -139,6 +139,7 @@ type SMTPD struct {
 	RelayDomains []string   `toml:"relay_domains"` // domains we are backup MX for; ".x.test" is all below x.test
 	AuthFree     bool       `toml:"-"`
 	MaxSessions  int        `toml:"max_sessions"` // in one process; default 10000
+	PerClient    int        `toml:"per_client"`   // of one address or IPv6 /64 in one process; default 50, 0 = no limit
 	Idle         Duration   `toml:"idle"`         // a socket-activated process ends after this without a client; default 30s
 	Timeout      Duration   `toml:"timeout"`      // a client's silence; default 5m (RFC 5321 §4.5.3.2.7)
 	Errors       int        `toml:"errors"`       // bad commands before 421; default 10

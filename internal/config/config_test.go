@@ -62,6 +62,8 @@ func TestLoadFaults(t *testing.T) {
 		{"folder without a name", "[store]\nfolders = [\"=sent\"]\n", "has no name"},
 		{"one place for all", "store.index = \"/var/index/%d\"\n", "store.index: \"/var/index/%d\": a template"},
 		{"short autologout", "pop3.timeout = \"5m\"\n", "pop3.timeout: 5m is too short"},
+		{"sessions of nobody", "[smtpd]\nper_client = -1\n", "smtpd.per_client: -1 is too small"},
+		{"POP3 of nobody", "[pop3]\nper_client = -1\n", "pop3.per_client: -1 is too small"},
 		{"no unique-ids", "pop3.uidl = \"\"\n", "pop3.uidl: empty"},
 		{"expire", "pop3.expire = -2\n", "pop3.expire: -2 is too small"},
 		{"clear network", "[pop3]\nclear_from = [\"lo\"]\n", ":2: pop3.clear_from: \"lo\" is no network"},

@@ -39,7 +39,7 @@ func Default(mode, dir string) *Config {
 			Users: filepath.Join(dir, "users"), UsersMay: true, Secrets: filepath.Join(dir, "secrets"), SubaddressSep: "+",
 		},
 		Deliver: Deliver{Forward: true, PipeUser: "pp-pipe", PipeTimeout: Duration(5 * time.Minute), Create: true},
-		SMTPD:   SMTPD{MaxSessions: 10000, Idle: Duration(30 * time.Second), Timeout: Duration(5 * time.Minute), Errors: 10, HoldMax: Duration(7 * day), DeliverBy: Duration(time.Minute)},
+		SMTPD:   SMTPD{MaxSessions: 10000, PerClient: 50, Idle: Duration(30 * time.Second), Timeout: Duration(5 * time.Minute), Errors: 10, HoldMax: Duration(7 * day), DeliverBy: Duration(time.Minute)},
 		Policy:  defaultPolicy(),
 		Submit:  Submit{Socket: "/run/pennypost/submit"},
 	}

@@ -20,6 +20,7 @@ type Store struct {
 // POP3 is mpop3d's.
 type POP3 struct {
 	MaxSessions int        `toml:"max_sessions"` // in one process; default 10000
+	PerClient   int        `toml:"per_client"`   // of one address or IPv6 /64 in one process; default 100, 0 = no limit
 	Idle        Duration   `toml:"idle"`         // a socket-activated process ends after this without a client; default 30s
 	Timeout     Duration   `toml:"timeout"`      // a client's silence; default 10m (RFC 1939 §3)
 	Errors      int        `toml:"errors"`       // bad commands and wrong passwords before the end; default 10
@@ -39,7 +40,7 @@ func (c *Config) defaultMail() {
 		Folders: []string{"Drafts=drafts", "Sent=sent", "Junk=junk", "Trash=trash", "Archive=archive"},
 	}
 	c.POP3 = POP3{
-		MaxSessions: 10000, Idle: Duration(30 * time.Second), Timeout: Duration(10 * time.Minute), Errors: 10,
+		MaxSessions: 10000, PerClient: 100, Idle: Duration(30 * time.Second), Timeout: Duration(10 * time.Minute), Errors: 10,
 		UIDL: "%08Xu%08Xv", Expire: -1, Seen: true,
 	}
 }
@@ -66,6 +67,7 @@ func (c *Config) checkMail(k *checker) {
 	}
 	p := c.POP3
 	k.atLeast("pop3.max_sessions", int64(p.MaxSessions), 1)
+	k.atLeast("pop3.per_client", int64(p.PerClient), 0)
 	k.atLeast("pop3.errors", int64(p.Errors), 1)
 	if p.Timeout < Duration(10*time.Minute) {
 		k.bad("pop3.timeout", 0, "%s is too short: clients may be silent for 10m (RFC 1939)", p.Timeout)

@@ -36,6 +36,10 @@ type Frame struct {
 	Busy        string   // what a client over MaxSessions is told
 	ProxyFrom   []string // proxies that speak the PROXY protocol
 	ProxyKey    string   // the key that ProxyFrom comes from, for messages
+
+	PerClient     int      // sessions of one client; 0 is no limit
+	PerClientBusy string   // what a client over PerClient is told
+	Exempt        []string // networks that PerClient is not about, besides loopback and ProxyFrom
 }
 
 // Daemon is a program about to serve.
@@ -60,9 +64,14 @@ func New(a cli.Serving, cfg *config.Config, f Frame) (*Daemon, error) {
 	if err != nil {
 		return nil, cli.Exit(envelope.ExConfig, err)
 	}
+	exempt, err := Prefixes("networks without a limit of sessions", append([]string{"127.0.0.0/8", "::1"}, f.Exempt...))
+	if err != nil {
+		return nil, cli.Exit(envelope.ExConfig, err)
+	}
 	o := serve.Options{
 		Listen: listen, Roles: f.Roles, Role: a.Role, Default: f.Default, Idle: f.Idle,
 		MaxSessions: f.MaxSessions, Busy: f.Busy, ProxyFrom: proxies, NotifyFd: a.NotifyFd, Log: log,
+		PerClient: f.PerClient, PerClientBusy: f.PerClientBusy, Exempt: append(exempt, proxies...),
 	}
 	if a.Idle != nil {
 		o.Idle = *a.Idle

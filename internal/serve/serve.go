@@ -90,6 +90,11 @@ type Options struct {
 	Idle        time.Duration
 	MaxSessions int    // 0 is no limit
 	Busy        string // sent to a client over the limit, before its connection is closed
+	// PerClient is how many sessions one client may have open, by its true address: an IPv4
+	// address or an IPv6 /64; 0 is no limit. Peers without an address are not counted.
+	PerClient     int
+	PerClientBusy string         // sent to a client over that limit
+	Exempt        []netip.Prefix // networks whose clients PerClient is not about
 	// ProxyFrom are the networks of proxies that tell by the PROXY protocol whom they connect.
 	ProxyFrom []netip.Prefix
 	NotifyFd  int           // a newline is written to it when ready; below 1: none
@@ -135,6 +140,8 @@ type runner struct {
 	h         Handler
 	activated bool // a listening socket was passed: idle exit applies
 	active    atomic.Int64
+	clients   clients
+	refused   seldom // log lines of clients turned away
 	wg        sync.WaitGroup
 	mu        sync.Mutex
 	conns     map[net.Conn]struct{}
@@ -343,7 +350,8 @@ func (r *runner) accept(ctx context.Context, l bound, stop <-chan struct{}) erro
 func (r *runner) start(ctx context.Context, c net.Conn, role string) {
 	if n := r.active.Add(1); r.o.MaxSessions > 0 && n > int64(r.o.MaxSessions) {
 		r.active.Add(-1)
-		r.refuse(c)
+		r.refuse(c, "too many sessions", c.RemoteAddr().String(), r.o.MaxSessions, r.o.Busy)
+		c.Close()
 		return
 	}
 	r.mu.Lock()
@@ -354,19 +362,35 @@ func (r *runner) start(ctx context.Context, c net.Conn, role string) {
 		defer r.end(c)
 		prepare(c)
 		if peer, ok := r.introduced(c, peerOf(c), role); ok {
-			r.h(ctx, c, peer, role)
+			r.limited(ctx, c, peer, role)
 		}
 	}()
 }
 
-func (r *runner) refuse(c net.Conn) {
-	r.o.Log.Warn("too many sessions", "peer", c.RemoteAddr().String(), "max", r.o.MaxSessions)
-	if r.o.Busy != "" {
+// limited runs the handler unless the client has as many sessions as one may. Its place is free
+// again before the connection is closed: a client who sees the end may come back at once.
+func (r *runner) limited(ctx context.Context, c net.Conn, p Peer, role string) {
+	if r.counted(p) {
+		ip := p.Addr.Addr()
+		if !r.clients.enter(ip, r.o.PerClient) {
+			r.refuse(c, "too many sessions of one client", p.Addr.String(), r.o.PerClient, r.o.PerClientBusy)
+			return
+		}
+		defer r.clients.leave(ip)
+	}
+	r.h(ctx, c, p, role)
+}
+
+// refuse tells a client that it is one too many.
+func (r *runner) refuse(c net.Conn, why, peer string, most int, busy string) {
+	if missed, ok := r.refused.say(time.Now()); ok {
+		r.o.Log.Warn(why, "peer", peer, "max", most, "unlogged", missed)
+	}
+	if busy != "" {
 		// A new connection's send buffer is empty, so this does not hold up accepting.
 		_ = c.SetWriteDeadline(time.Now().Add(time.Second)) // without it the write still cannot block
-		_, _ = c.Write([]byte(r.o.Busy))                    // the client is turned away either way
+		_, _ = c.Write([]byte(busy))                        // the client is turned away either way
 	}
-	c.Close()
 }
 
 func (r *runner) end(c net.Conn) {
