@@ -4,6 +4,7 @@ import (
 	"context"
 	"errors"
 	"fmt"
+	"io/fs"
 	"path/filepath"
 	"strings"
 
@@ -20,10 +21,10 @@ import (
 // transfers are the commands that move mail.
 func transfers() []*urfave.Command {
 	return []*urfave.Command{
-		{Name: "import", Usage: "copy mail into an account; what has been copied does not come again", ArgsUsage: "[address]", Action: each(importMail), Flags: remote(
+		{Name: "import", Usage: "copy mail into an account; what has been copied does not come again", ArgsUsage: "[address]", Action: each(told(importMail)), Flags: remote(
 			&urfave.StringFlag{Name: "from", Usage: "`SOURCE`: mbox:PATH, maildir:DIR, fs:DIR, account:ADDRESS, imaps://USER@HOST, imap://USER@HOST"},
 			&urfave.BoolFlag{Name: "restore", Usage: "from maildir: or fs:, with UIDs, into empty mailboxes"})},
-		{Name: "export", Usage: "copy the mail of an account elsewhere, or bring such a copy up to date", ArgsUsage: "[address]", Action: each(exportMail), Flags: remote(
+		{Name: "export", Usage: "copy the mail of an account elsewhere, or bring such a copy up to date", ArgsUsage: "[address]", Action: each(told(exportMail)), Flags: remote(
 			&urfave.StringFlag{Name: "to", Usage: "`TARGET`: mbox:DIR, maildir:DIR, fs:DIR, account:ADDRESS, imaps://USER@HOST, imap://USER@HOST"},
 			&urfave.BoolFlag{Name: "prune", Usage: "remove from a Maildir what the account does not have any more"})},
 	}
@@ -37,6 +38,22 @@ func remote(more ...urfave.Flag) []urfave.Flag {
 		&urfave.StringFlag{Name: "tunnel", Usage: "talk IMAP with `COMMAND`, run by the shell, in place of a connection"},
 		&urfave.StringFlag{Name: "ca", Usage: "trust the certificates in `FILE` too"},
 		&urfave.BoolFlag{Name: "insecure", Usage: "send the password over a connection that is not encrypted"})...)
+}
+
+// told gives errors of moving mail their exit status.
+func told(f func(*job) error) func(*job) error {
+	return func(j *job) error {
+		err := f(j)
+		switch {
+		case errors.Is(err, transfer.ErrOccupied):
+			return cli.Exit(envelope.ExCantCreat, err)
+		case errors.Is(err, transfer.ErrFormat):
+			return cli.Exit(envelope.ExDataErr, err)
+		case errors.Is(err, fs.ErrNotExist):
+			return cli.Exit(envelope.ExNoInput, err)
+		}
+		return err
+	}
 }
 
 // moved is one mailbox's line.

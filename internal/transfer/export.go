@@ -158,7 +158,7 @@ func (e *exporting) read() error {
 		return err
 	}
 	if len(e.old.Entries) > 0 && (e.old.Validity != e.v.UIDValidity() || e.old.GUID != e.guid()) {
-		return fmt.Errorf("%s holds the UIDs of another mailbox (UIDVALIDITY %d, not %d): export to another place", e.dir, e.old.Validity, e.v.UIDValidity())
+		return refused(ErrOccupied, "%s holds the UIDs of another mailbox (UIDVALIDITY %d, not %d): export to another place", e.dir, e.old.Validity, e.v.UIDValidity())
 	}
 	return nil
 }

@@ -7,7 +7,6 @@ import (
 	"crypto/sha256"
 	"encoding/hex"
 	"errors"
-	"fmt"
 	"io"
 	"io/fs"
 	"iter"
@@ -212,7 +211,7 @@ func (r *mboxReader) next() (Message, error) {
 			return Message{}, err
 		}
 		if _, ok := fromLine(line); !ok {
-			return Message{}, fmt.Errorf("%s: not an mbox: no \"From \" line with a date at the beginning", r.name)
+			return Message{}, refused(ErrFormat, "%s: not an mbox: no \"From \" line with a date at the beginning", r.name)
 		}
 		r.begun = true
 	}
@@ -284,7 +283,7 @@ func (r *mboxReader) header(msg *Message) (h mboxHead, err error) {
 			line = line[1:]
 		}
 		if h.keep = append(h.keep, line...); len(h.keep) > maxMboxHead {
-			return h, fmt.Errorf("%s: a header of more than %d octets", r.name, maxMboxHead)
+			return h, refused(ErrFormat, "%s: a header of more than %d octets", r.name, maxMboxHead)
 		}
 	}
 }

@@ -147,7 +147,7 @@ func lastUID(fsys durable.FS, path string, validity uint32) (uint32, error) {
 		}
 	}
 	if seen && !base {
-		return 0, fmt.Errorf("%s is not an export of this mailbox (UIDVALIDITY %d): export to another place", path, validity)
+		return 0, refused(ErrOccupied, "%s is not an export of this mailbox (UIDVALIDITY %d): export to another place", path, validity)
 	}
 	return uint32(last), nil
 }

@@ -4,7 +4,6 @@ import (
 	"bufio"
 	"bytes"
 	"errors"
-	"fmt"
 	"io"
 	"io/fs"
 	"os"
@@ -14,7 +13,8 @@ import (
 )
 
 // MemoryName is the file, in the account's Maildir, that remembers what was imported: a line
-// with format and version, then the EMAILID of each message. It says that a message that was
+// with format and version, then 32 hex digits for each message, made of its EMAILID and of
+// the mailbox it came into. It says that a message that was
 // imported and then removed is not to come again. Removing the file forgets that.
 const MemoryName = "pennypost-import"
 
@@ -71,7 +71,7 @@ func (m *memory) read(path string) error {
 		return err
 	}
 	if head != memoryHead {
-		return fmt.Errorf("%s: not of this release: %q", path, head)
+		return refused(ErrFormat, "%s: not of this release: %q", path, head)
 	}
 	size := int64(len(head))
 	for {

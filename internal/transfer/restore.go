@@ -109,10 +109,10 @@ func (r *restoring) read(from maildir.Tree, name string) (err error) {
 		return err
 	}
 	if r.list == nil {
-		return fmt.Errorf("%s has no %s: its UIDs are not known (import without --restore gives new ones)", control, maildir.UIDListName)
+		return refused(ErrFormat, "%s has no %s: its UIDs are not known (import without --restore gives new ones)", control, maildir.UIDListName)
 	}
 	if r.list.Validity == 0 {
-		return fmt.Errorf("%s: no UIDVALIDITY can be read there", filepath.Join(control, maildir.UIDListName))
+		return refused(ErrFormat, "%s: no UIDVALIDITY can be read there", filepath.Join(control, maildir.UIDListName))
 	}
 	r.keywords, err = readFile(r.o.fs(), filepath.Join(control, maildir.KeywordsName))
 	return err
@@ -148,7 +148,7 @@ func (r *restoring) fill(ctx context.Context, to maildir.Tree) (err error) {
 		for _, n := range there {
 			base := maildir.ParseName(n).Base
 			if !isNew[base] {
-				return errors.New("there are other messages in it already: UIDs can be restored into an empty mailbox alone (import without --restore adds messages)")
+				return refused(ErrOccupied, "there are other messages in it already: UIDs can be restored into an empty mailbox alone (import without --restore adds messages)")
 			}
 			r.have[base] = true
 		}

@@ -45,6 +45,25 @@ type Source interface {
 	Close() error
 }
 
+// The errors that are no accident.
+var (
+	ErrOccupied = errors.New("something else is there")
+	ErrFormat   = errors.New("not what it should be")
+)
+
+// refuse is an error of one of these kinds in words of its own.
+type refuse struct {
+	kind error
+	text string
+}
+
+func (r *refuse) Error() string { return r.text }
+func (r *refuse) Unwrap() error { return r.kind }
+
+func refused(kind error, format string, args ...any) error {
+	return &refuse{kind, fmt.Sprintf(format, args...)}
+}
+
 // Options says what is moved, and who wants to know.
 type Options struct {
 	Mailboxes []string // of the source; nil: all
@@ -119,9 +138,9 @@ const (
 
 // hash is the EMAILID of a message that was imported (RFC 8474 §4 allows any): made of where
 // it comes from, it says later that the message is here already.
-func hash(source, name, key string) string {
+func hash(parts ...string) string {
 	h := sha256.New()
-	for _, s := range []string{source, name, key} {
+	for _, s := range parts {
 		fmt.Fprintf(h, "%d %s", len(s), s)
 	}
 	return hex.EncodeToString(h.Sum(nil)[:16])
@@ -166,7 +185,7 @@ func (o *Options) importMailbox(ctx context.Context, s *mailbox.Store, m *memory
 		return err
 	}
 	next, stop := iter.Pull2(src.Messages(ctx, name, func(key string) bool {
-		known := im.known(hash(src.ID(), name, key))
+		known := im.known(src, key)
 		if known {
 			im.res.Known++
 		}
@@ -214,14 +233,24 @@ func (im *importing) open(ctx context.Context, s *mailbox.Store) (err error) {
 	return v.Close()
 }
 
-func (im *importing) known(id string) bool { return im.have[id] || im.m.has(id) }
+// ids are the EMAILID of a message and what the memory says of it: that it was put into this
+// mailbox.
+func (im *importing) ids(src Source, key string) (email, memo string) {
+	email = hash(src.ID(), im.name, key)
+	return email, hash(email, im.res.To)
+}
+
+func (im *importing) known(src Source, key string) bool {
+	email, memo := im.ids(src, key)
+	return im.have[email] || im.m.has(memo)
+}
 
 func (im *importing) all(ctx context.Context, src Source, next func() (Message, error, bool)) error {
 	for more := true; more; {
 		if err := ctx.Err(); err != nil {
 			return err
 		}
-		var ids []string
+		var ids, memos []string
 		octets := int64(0)
 		pull := func() (mailbox.Item, error) {
 			if len(ids) >= batchMessages || octets >= batchOctets {
@@ -235,8 +264,8 @@ func (im *importing) all(ctx context.Context, src Source, next func() (Message, 
 				}
 				return mailbox.Item{}, err
 			}
-			id := hash(src.ID(), im.name, msg.Key)
-			ids = append(ids, id)
+			id, memo := im.ids(src, msg.Key)
+			ids, memos = append(ids, id), append(memos, memo)
 			octets += max(msg.Size, 4096)
 			im.o.progress(im.name, im.res.Known+im.res.New+len(ids), im.total)
 			return mailbox.Item{Message: msg.Body, Size: msg.Size, Flags: msg.Flags, Keywords: msg.Keywords, Internal: msg.Date, EmailID: id}, nil
@@ -259,7 +288,7 @@ func (im *importing) all(ctx context.Context, src Source, next func() (Message, 
 		for _, id := range ids {
 			im.have[id] = true
 		}
-		if err := im.m.add(ids); err != nil {
+		if err := im.m.add(memos); err != nil {
 			return err
 		}
 	}
