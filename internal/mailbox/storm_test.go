@@ -258,6 +258,14 @@ func TestKillStorm(t *testing.T) {
 		stopStorm(t, p)
 	}
 	b.settleStorm()
+	// What the killed have left behind are locks, never damage.
+	if err := s.Check(t.Context(), CheckOptions{Repair: true, Read: true, Report: func(f Finding) {
+		if f.Serious || !f.Repaired {
+			t.Errorf("check: %+v", f)
+		}
+	}}); err != nil {
+		t.Error(err)
+	}
 	if t.Failed() {
 		out, _ := os.ReadFile(filepath.Join(filepath.Dir(b.root), "out"))
 		t.Logf("%s", out)
