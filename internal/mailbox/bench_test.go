@@ -25,7 +25,7 @@ func fill(tb testing.TB, root string, n int) {
 	src := ""
 	for i := range n {
 		name := filepath.Join(root, "cur", fmt.Sprintf("%d.M%06dP7Q%dRabcdefgh.host,S=%d,W=%d:2,%s", 1700000000+i/10, i%1e6, i, len(text), len(text)+3, []string{"S", "", "RS", "FS"}[i%4]))
-		if i%30000 == 0 {
+		if i%30_000 == 0 { // file systems bound the links of a file
 			src = name
 			if err := os.WriteFile(src, []byte(text), 0o600); err != nil {
 				tb.Fatal(err)

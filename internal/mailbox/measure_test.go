@@ -9,6 +9,8 @@ import (
 	"strings"
 	"testing"
 	"time"
+
+	"pennypost/internal/maildir"
 )
 
 // TestMeasure prints what a mailbox of realistic messages costs a process. The variable names a
@@ -40,6 +42,44 @@ func TestMeasure(t *testing.T) {
 	step("body structures", func() { b.cached(v, BodyStructure) })
 	step("fields", func() { b.cached(v, Fields) })
 	step("envelopes, a new process", func() { b.cached(b.view(b.store(), "INBOX", false), Envelope) })
+}
+
+// A million messages work, if slowly.
+func TestMillion(t *testing.T) {
+	b := newBed(t)
+	fill(t, b.root, 1_000_000)
+	step := func(what string, fn func()) {
+		begin := time.Now()
+		fn()
+		t.Logf("%-32s %8.1f ms   %s", what, float64(time.Since(begin).Microseconds())/1000, pss())
+	}
+	var v *View
+	step("open, nothing there", func() { v = b.view(b.store(), "INBOX", false) })
+	if v.Len() != 1_000_000 || v.At(1_000_000).UID != 1_000_000 {
+		t.Fatalf("%d messages", v.Len())
+	}
+	step("open, a new process", func() { v = b.view(b.store(), "INBOX", false) })
+	step("a flag", func() {
+		if _, err := v.Store(t.Context(), []uint32{500_000}, FlagChange{Op: Add, Flags: maildir.Flagged}); err != nil {
+			t.Fatal(err)
+		}
+	})
+	step("a delivery", func() {
+		b.deliver(b.root, "x")
+		b.sync(v)
+	})
+	if v.Len() != 1_000_001 {
+		t.Fatalf("%d messages after a delivery", v.Len())
+	}
+	step("an expunge", func() {
+		if _, err := v.Expunge(t.Context(), []uint32{7}); err != nil {
+			t.Fatal(err)
+		}
+		b.sync(v)
+	})
+	if v.Len() != 1_000_000 {
+		t.Fatalf("%d messages after an expunge", v.Len())
+	}
 }
 
 func (b *bed) cached(v *View, what Columns) {
