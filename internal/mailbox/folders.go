@@ -198,6 +198,9 @@ func (s *Store) Delete(ctx context.Context, name string) error {
 	if _, err := s.fs.Lstat(filepath.Join(dirs[0], "cur")); err != nil {
 		return fmt.Errorf("delete %s: %w", name, ErrNotFound)
 	}
+	if err := s.retire(name); err != nil {
+		return fmt.Errorf("delete %s: %w", name, err)
+	}
 	s.forget(name)
 	counted := s.counts()
 	for _, d := range dirs {
@@ -223,6 +226,20 @@ func (s *Store) placesOf(name string) (dirs []string, err error) {
 		}
 	}
 	return dirs, nil
+}
+
+// retire sees to it that the next folder of this name gets a higher UIDVALIDITY, also where the
+// one that it has came from another server (RFC 9051 §2.3.1.1).
+func (s *Store) retire(name string) error {
+	dir, err := s.tree.ControlDir(name)
+	if err != nil {
+		return fmt.Errorf("%w: %w", ErrName, err)
+	}
+	v, err := maildir.ReadValidity(s.fs, dir)
+	if err != nil || v == 0 {
+		return err
+	}
+	return maildir.RaiseUIDValidity(s.fs, s.tree.ControlRoot(), v)
 }
 
 // forget drops folders from the table of open ones; who has them open finds them gone.
@@ -345,6 +362,11 @@ func (s *Store) Rename(ctx context.Context, from, to string) error {
 	}
 	if len(names) == 0 {
 		return fmt.Errorf("rename %s: %w", from, ErrNotFound)
+	}
+	for _, n := range names {
+		if err := s.retire(n); err != nil {
+			return fmt.Errorf("rename %s: %w", from, err)
+		}
 	}
 	if s.tree.Layout == maildir.LayoutFS {
 		names = []string{from} // the others are in its directory

@@ -119,6 +119,27 @@ func TestLetterOfLostKeyword(t *testing.T) {
 	}
 }
 
+// The UIDVALIDITY of a name only rises, wherever the one of the folder before came from.
+func TestValidityRises(t *testing.T) {
+	const high = 4_000_000_000
+	for _, how := range []string{"delete", "rename"} {
+		b := newBed(t)
+		s := b.store()
+		b.must(s.Create(t.Context(), "A"))
+		list := fmt.Sprintf("3 V%d N1 G%032x\n", high, 7)
+		b.must(os.WriteFile(filepath.Join(b.root, ".A", maildir.UIDListName), []byte(list), 0o600))
+		if how == "delete" {
+			b.must(s.Delete(t.Context(), "A"))
+		} else {
+			b.must(s.Rename(t.Context(), "A", "B"))
+		}
+		b.must(s.Create(t.Context(), "A"))
+		if st, err := s.Status(t.Context(), "A"); err != nil || st.UIDValidity <= high {
+			t.Errorf("%s: UIDVALIDITY %d after %d (%v)", how, st.UIDValidity, uint32(high), err)
+		}
+	}
+}
+
 // A message with two names, left so by whoever renames with link and unlink, is one message, and
 // gone when it is expunged.
 func TestTwoNamesOfOneFile(t *testing.T) {
@@ -213,4 +234,38 @@ func TestCopyWithoutLinks(t *testing.T) {
 			}
 		}
 	}
+}
+
+// A word that comes while a watch begins does not fill the place of the first one.
+func TestWatchWhileWoken(t *testing.T) {
+	b := newBed(t)
+	in := b.mailbox(b.store(), "INBOX")
+	over := make(chan struct{})
+	for range 2 {
+		go func() {
+			for {
+				select {
+				case <-over:
+					return
+				default:
+					in.wake(false)
+				}
+			}
+		}()
+	}
+	done := make(chan struct{})
+	go func() {
+		defer close(done)
+		for range 5_000 {
+			ctx, cancel := context.WithCancel(t.Context())
+			<-in.Watch(ctx)
+			cancel()
+		}
+	}()
+	select {
+	case <-done:
+	case <-time.After(20 * time.Second):
+		t.Error("Watch does not return")
+	}
+	close(over)
 }

@@ -148,6 +148,7 @@ type subscribers struct {
 // receiver: a channel holds one word, and more is not said.
 func (m *Mailbox) Watch(ctx context.Context) <-chan struct{} {
 	ch := make(chan struct{}, 1)
+	ch <- struct{}{} // something may have happened before the watch began
 	s := &m.subs
 	s.mu.Lock()
 	first := len(s.chans) == 0
@@ -173,7 +174,6 @@ func (m *Mailbox) Watch(ctx context.Context) <-chan struct{} {
 			w.remove(m)
 		}
 	})
-	ch <- struct{}{} // something may have happened before the watch began
 	return ch
 }
 
