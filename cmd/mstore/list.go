@@ -51,6 +51,11 @@ func (j *job) listOne(s *mailbox.Store, f mailbox.Folder) error {
 	if err != nil {
 		return err
 	}
+	if st.Size < 0 && j.c.Bool("read") {
+		if st, err = j.sized(s, f.Name); err != nil {
+			return err
+		}
+	}
 	use, err := s.SpecialUse(f.Name)
 	if err != nil {
 		return err
@@ -76,6 +81,22 @@ func (j *job) listOne(s *mailbox.Store, f mailbox.Folder) error {
 	_, err = fmt.Fprintf(j.c.App.Writer, "%s %d %d %s %d %d %d %s %s\n", cli.Escape(j.name, ' '), st.Messages, st.Unseen, size,
 		st.UIDValidity, st.UIDNext, st.HighestModSeq, cli.Escape(marks, ' '), cli.Escape(f.Name, 0))
 	return err
+}
+
+// sized is the status of a mailbox after all sizes were made known, by reading messages.
+func (j *job) sized(s *mailbox.Store, name string) (mailbox.Status, error) {
+	m, err := s.Mailbox(j.c.Context, name)
+	if err != nil {
+		return mailbox.Status{}, err
+	}
+	v, err := m.Select(j.c.Context, true)
+	if err == nil {
+		err = errors.Join(v.Sizes(j.c.Context, []mailbox.Range{{First: 1, Last: 1<<32 - 1}}), v.Close())
+	}
+	if err := errors.Join(err, m.Close()); err != nil {
+		return mailbox.Status{}, err
+	}
+	return s.Status(j.c.Context, name)
 }
 
 type used struct {

@@ -15,7 +15,8 @@ func app() *urfave.App {
 		Commands: append([]*urfave.Command{
 			{Name: "create", Usage: "make the mailboxes of an account", ArgsUsage: "[address ...]", Action: each(create), Flags: common(
 				&urfave.StringSliceFlag{Name: "folder", Usage: "make `NAME[=USE]` instead of store.folders; may be given again"})},
-			{Name: "list", Usage: "print the mailboxes with counts and sizes", ArgsUsage: "[address ...]", Action: each(list), Flags: common()},
+			{Name: "list", Usage: "print the mailboxes with counts and sizes", ArgsUsage: "[address ...]", Action: each(list), Flags: common(
+				&urfave.BoolFlag{Name: "read", Usage: "read messages whose size is not known"})},
 			{Name: "check", Usage: "find damage and repair it; never removes mail", ArgsUsage: "[address ...]", Action: each(check), Flags: common(mailboxes(),
 				&urfave.BoolFlag{Name: "read", Usage: "read every message and compare its size with what clients are told"})},
 			{Name: "reindex", Usage: "make the indexes anew", ArgsUsage: "[address ...]", Action: each(reindex), Flags: common(mailboxes())},
