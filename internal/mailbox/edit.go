@@ -282,6 +282,20 @@ func (e *edit) forget() {
 	e.gone = nil
 }
 
+// raise gives all messages the MODSEQ of the edit. The index may have lost changes that clients
+// have heard of, and later ones that took them back: nobody may go on from what he knows. Only a
+// snapshot holds that.
+func (e *edit) raise() {
+	e.whole = true
+	for k := range e.chunks {
+		e.copyChunk(k)
+		recs := e.chunks[k].recs
+		for j := range recs {
+			recs[j].modseq = e.head.modseq
+		}
+	}
+}
+
 func (e *edit) setGUID(g string) {
 	e.op(opGUID, 0)
 	e.logString(g)

@@ -269,3 +269,34 @@ func TestWatchWhileWoken(t *testing.T) {
 	}
 	close(over)
 }
+
+// After a power cut the index may be an older one. A client that knows flags between then and
+// now must hear of the message again, though its file is named as the old index says.
+func TestIndexBeforePowerCut(t *testing.T) {
+	b := newBed(t)
+	b.o.Boot = 1
+	s := b.store()
+	b.append(b.mailbox(s, "INBOX"), "one", maildir.Seen)
+	v := b.view(s, "INBOX", false)
+	path := filepath.Join(b.root, indexName)
+	old, err := os.ReadFile(path)
+	b.must(err)
+	seen := func(op Op) {
+		_, err := v.Store(t.Context(), []uint32{1}, FlagChange{Op: op, Flags: maildir.Seen})
+		b.must(err)
+		b.sync(v)
+	}
+	seen(Remove)
+	told := v.HighestModSeq() // and that the message is not seen
+	seen(Add)
+	b.must(os.WriteFile(path, old, 0o600))
+	b.o.Boot = 2
+	w := b.view(b.store(), "INBOX", false)
+	n := 0
+	for range w.ChangedSince(told) {
+		n++
+	}
+	if n != 1 || w.HighestModSeq() <= told {
+		t.Errorf("%d messages changed since MODSEQ %d; HIGHESTMODSEQ %d", n, told, w.HighestModSeq())
+	}
+}

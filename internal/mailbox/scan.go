@@ -82,6 +82,7 @@ func (w *writer) scanHeld(ctx context.Context, lock *maildir.UIDLock, sv *survey
 	}
 	if l.jump {
 		e.forget()
+		e.raise()
 	}
 	return w.conclude(e, sv, l, adds, claim)
 }
