@@ -154,6 +154,16 @@ func (v *View) Sizes(ctx context.Context, uids []Range) error {
 	return v.learn(ctx, uids, func(r *rec) bool { return r.size < 0 }, true)
 }
 
+// Correct keeps sizes of messages that were read and turned out to have others than was known:
+// some programs write wrong ones into names.
+func (v *View) Correct(ctx context.Context, sizes map[uint32]int64) error {
+	facts := make([]learned, 0, len(sizes))
+	for uid, size := range sizes {
+		facts = append(facts, learned{uid: uid, size: size, internal: unknown, saved: unknown})
+	}
+	return v.keep(ctx, facts)
+}
+
 // Dates makes Internal and Saved of the given messages known.
 func (v *View) Dates(ctx context.Context, uids []Range) error {
 	return v.learn(ctx, uids, func(r *rec) bool { return r.internal == unknown || r.saved == unknown }, false)

@@ -134,7 +134,10 @@ func (c *session) auth(arg string) error {
 			return c.giveUp(ex, "login cancelled")
 		}
 		if response, err = base64.StdEncoding.Strict().DecodeString(string(line)); err != nil {
-			return c.giveUp(ex, "response is not base64")
+			if string(line) != "=" { // an empty response to curl, as it is in the command
+				return c.giveUp(ex, "response is not base64")
+			}
+			response = []byte{}
 		}
 	}
 }

@@ -159,6 +159,23 @@ func TestForeignIDs(t *testing.T) {
 	}
 }
 
+// TestWrongSize: a size in a name that is wrong is told once, and never after the message was read.
+func TestWrongSize(t *testing.T) {
+	dir := filepath.Join(t.TempDir(), "md")
+	a := newAccount(t, dir, durable.OS{})
+	lie := filepath.Join(dir, "cur", "1600000000.M1P1.host,S=5,W=7:2,")
+	if err := os.WriteFile(lie, []byte(text(9)), 0o600); err != nil {
+		t.Fatal(err)
+	}
+	got := a.session(t, "LIST 1\r\nRETR 1\r\nLIST 1\r\nSTAT\r\nQUIT\r\n")
+	if !strings.Contains(got, "+OK 1 7\r\n") || !strings.Contains(got, ".\r\n+OK 1 20\r\n+OK 4 80\r\n") {
+		t.Errorf("%q", got)
+	}
+	if got := a.session(t, "LIST 1\r\nSTAT\r\nQUIT\r\n"); !strings.Contains(got, "+OK 1 20\r\n+OK 4 80\r\n") {
+		t.Errorf("later: %q", got)
+	}
+}
+
 // TestLoginDelay: a user who comes back too early is told, and gets in later.
 func TestLoginDelay(t *testing.T) {
 	a := newAccount(t, filepath.Join(t.TempDir(), "md"), durable.OS{})

@@ -121,9 +121,15 @@ func (b *box) Remove(ctx context.Context, uids []uint32) error {
 	return err
 }
 
-// Seen implements Maildrop.
-func (b *box) Seen(ctx context.Context, uids []uint32) error {
-	_, err := b.v.Store(ctx, uids, mailbox.FlagChange{Op: mailbox.Add, Flags: maildir.Seen})
+// Fetched implements Maildrop.
+func (b *box) Fetched(ctx context.Context, seen []uint32, sizes map[uint32]int64) error {
+	var err error
+	if len(seen) > 0 {
+		_, err = b.v.Store(ctx, seen, mailbox.FlagChange{Op: mailbox.Add, Flags: maildir.Seen})
+	}
+	if len(sizes) > 0 {
+		err = errors.Join(err, b.v.Correct(ctx, sizes))
+	}
 	return err
 }
 

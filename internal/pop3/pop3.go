@@ -33,8 +33,8 @@ type Maildrop interface {
 	Open(ctx context.Context, uid uint32) (*mailbox.Body, error)
 	// Remove removes messages. When it returns nil none of them comes back.
 	Remove(ctx context.Context, uids []uint32) error
-	// Seen marks messages as read.
-	Seen(ctx context.Context, uids []uint32) error
+	// Fetched marks messages as read, and keeps the sizes of those that had another than List said.
+	Fetched(ctx context.Context, seen []uint32, sizes map[uint32]int64) error
 	// Close gives the lock back.
 	Close() error
 }

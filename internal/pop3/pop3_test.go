@@ -37,6 +37,7 @@ type fakeDrop struct {
 	mu                               sync.Mutex
 	locked                           bool
 	removed, seen                    []uint32
+	sizes                            map[uint32]int64
 	gone                             map[uint32]bool // removed by somebody else
 	openErr, listErr, rmErr, markErr error
 }
@@ -96,8 +97,8 @@ func (d *fakeDrop) Remove(_ context.Context, uids []uint32) error {
 	return d.rmErr
 }
 
-func (d *fakeDrop) Seen(_ context.Context, uids []uint32) error {
-	d.seen = append(d.seen, uids...)
+func (d *fakeDrop) Fetched(_ context.Context, seen []uint32, sizes map[uint32]int64) error {
+	d.seen, d.sizes = append(d.seen, seen...), sizes
 	return d.markErr
 }
 

@@ -76,6 +76,9 @@ func (c *session) send(m *entry, lines uint64) (sent bool, err error) {
 			return false, err
 		}
 	}
+	if t.whole && !t.altered && t.w.octets != m.size {
+		c.resize(m, t.w.octets)
+	}
 	c.out = t.w.end(c.out)
 	c.sent += t.w.octets
 	return true, c.room()
@@ -99,6 +102,8 @@ type transfer struct {
 	left  uint64 // lines of the body
 	whole bool   // no line is counted
 	ascii bool   // the client is not in UTF-8 mode
+
+	altered bool // the header was not sent as it is
 }
 
 // pass queues one piece of the message; done tells that the client wants no more of it.
@@ -127,6 +132,7 @@ func (t *transfer) pass(p []byte, first bool) (done bool) {
 // A header that does not fit a piece of the message is none of a person's making: its octets are
 // masked.
 func (t *transfer) header(h []byte, whole bool) []byte {
+	t.altered = true
 	if whole {
 		return message.AppendASCII(nil, h)
 	}

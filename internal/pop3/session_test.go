@@ -332,6 +332,42 @@ func TestLongToken(t *testing.T) {
 	}
 }
 
+// TestRefusedTokenIsLogged: a token that was refused is logged and answered late, however the
+// client ends the exchange.
+func TestRefusedTokenIsLogged(t *testing.T) {
+	wrong := "AUTH OAUTHBEARER " + encode64("n,a=alice@example.test,\x01auth=Bearer other\x01\x01") + "\r\n"
+	for _, c := range []struct{ name, end, answer string }{
+		{"as it should", "AQ==\r\n", "-ERR [AUTH] "},
+		{"empty", "\r\n", "-ERR [AUTH] "},
+		{"empty to curl", "=\r\n", "-ERR [AUTH] "},
+		{"cancelled", "*\r\n", "-ERR [AUTH] "},
+		{"no base64", "?\r\n", "-ERR [AUTH] "},
+		{"gone", "", ""},
+	} {
+		t.Run(c.name, func(t *testing.T) {
+			s, log := testServer(t, newDrop(t))
+			s.Login.Delay = 50 * time.Millisecond
+			conn, done := connect(t, t.Context(), s, stdio)
+			begin := time.Now()
+			if _, err := io.WriteString(conn, wrong+c.end); err != nil {
+				t.Fatal(err)
+			}
+			got := readUntil(t, conn, "+ eyJzdGF0dXMiOiJpbnZhbGlkX3Rva2VuIn0=\r\n")
+			if c.answer != "" {
+				got += converse(t, conn, "QUIT\r\n")
+			}
+			conn.Close()
+			<-done
+			if !strings.Contains(got, c.answer) || c.answer != "" && time.Since(begin) < s.Login.Delay {
+				t.Errorf("after %v: %q", time.Since(begin), got)
+			}
+			if n := strings.Count(log.String(), `msg="login refused" peer=`); n != 1 || !strings.Contains(log.String(), "user=alice@example.test") {
+				t.Errorf("%d lines: %s", n, log)
+			}
+		})
+	}
+}
+
 // TestHandOver: a session that another process takes is answered by that one alone; one that it
 // refuses is answered here, and the client may go on.
 func TestHandOver(t *testing.T) {

@@ -26,9 +26,10 @@ type drop struct {
 	box      Maildrop // nil before the login
 	msgs     []entry
 	validity uint32
-	left     int   // messages not deleted
-	octets   int64 // of those
-	removed  int   // messages that QUIT has removed
+	left     int              // messages not deleted
+	octets   int64            // of those
+	removed  int              // messages that QUIT has removed
+	wrong    map[uint32]int64 // sizes that turned out to be others than was told
 }
 
 // enter makes the maildrop of a user the session's, RFC 1939 §4.
@@ -155,7 +156,7 @@ func (c *session) quit(string) error {
 		}
 		c.removed = len(uids)
 	}
-	c.markSeen()
+	c.markFetched()
 	c.release()
 	c.ok("bye, " + strconv.Itoa(c.left) + " messages left")
 	return nil
@@ -181,23 +182,31 @@ func (c *session) doomed() []uint32 {
 	return uids
 }
 
-// markSeen tells other clients what was fetched. That is so however the session ends.
-func (c *session) markSeen() {
-	if c.srv.KeepUnseen || c.box == nil {
-		return
-	}
-	var uids []uint32
+// markFetched tells other clients what was fetched, and the index what was found out by it. That
+// is so however the session ends.
+func (c *session) markFetched() {
+	var seen []uint32
 	for _, m := range c.msgs {
-		if m.fetched && !m.deleted {
-			uids = append(uids, m.uid)
+		if m.fetched && !m.deleted && !c.srv.KeepUnseen {
+			seen = append(seen, m.uid)
 		}
 	}
-	if len(uids) == 0 {
+	if c.box == nil || len(seen)+len(c.wrong) == 0 {
 		return
 	}
-	if err := c.box.Seen(c.update(), uids); err != nil {
+	if err := c.box.Fetched(c.update(), seen, c.wrong); err != nil {
 		c.srv.Log.Error("fetched messages not marked as read", "user", c.who, "err", err)
 	}
+}
+
+// resize takes note of the true size of a message.
+func (c *session) resize(m *entry, size int64) {
+	if c.wrong == nil {
+		c.wrong = make(map[uint32]int64)
+	}
+	c.wrong[m.uid] = size
+	c.octets += size - m.size
+	m.size = size
 }
 
 // release gives the maildrop back, so that the next session finds it free when this one hears "+OK".
@@ -214,7 +223,7 @@ func (c *session) release() {
 // close ends what the session holds, and says in one line what it was.
 func (c *session) close(why error) {
 	if c.box != nil {
-		c.markSeen()
+		c.markFetched()
 		c.release()
 	}
 	attrs := []slog.Attr{slog.String("peer", c.peer.String())}
