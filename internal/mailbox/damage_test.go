@@ -5,10 +5,12 @@ import (
 	"encoding/binary"
 	"fmt"
 	"hash/crc32"
+	"io/fs"
 	"math/rand/v2"
 	"os"
 	"path/filepath"
 	"strings"
+	"syscall"
 	"testing"
 
 	"pennypost/internal/durable"
@@ -218,6 +220,67 @@ func TestListRestored(t *testing.T) {
 		}
 		d.check(c.name + ", and the index is gone later")
 	}
+}
+
+// crowded is a file system without room for the index.
+type crowded struct {
+	durable.OS
+	full *bool
+}
+
+type crowdedFile struct {
+	durable.File
+	full *bool
+}
+
+func (c crowded) OpenFile(name string, flag int, perm fs.FileMode) (durable.File, error) {
+	f, err := c.OS.OpenFile(name, flag, perm)
+	if n := filepath.Base(name); err == nil && (n == indexName || n == indexTmp) {
+		return crowdedFile{f, c.full}, nil
+	}
+	return f, err
+}
+
+func (f crowdedFile) WriteAt(b []byte, off int64) (int, error) {
+	if *f.full {
+		return 0, syscall.ENOSPC
+	}
+	return f.File.WriteAt(b, off)
+}
+
+// Without room for the index everything goes on, in this process and in others, and no MODSEQ
+// comes back when there is room again.
+func TestNoRoomForIndex(t *testing.T) {
+	d := newDamaged(t)
+	full := true
+	d.o.FS = crowded{full: &full}
+	one, other := d.view(d.store(), "INBOX", false), d.view(d.store(), "INBOX", false)
+	for i, v := range []*View{one, other, one, one, other} {
+		d.sync(v)
+		told := v.HighestModSeq()
+		d.append(v.m, fmt.Sprint("late", i), 0)
+		if _, err := v.Store(t.Context(), []uint32{1}, FlagChange{Op: Add + Op(i%2), Flags: maildir.Flagged}); err != nil {
+			t.Fatal(err)
+		}
+		d.sync(v)
+		if v.HighestModSeq() <= told || v.Len() != 4+i {
+			t.Fatalf("step %d: HIGHESTMODSEQ %d after %d, %d messages", i, v.HighestModSeq(), told, v.Len())
+		}
+		d.modseq = max(d.modseq, v.HighestModSeq())
+	}
+	full = false
+	for _, v := range []*View{one, other} {
+		d.sync(v)
+		if v.Len() != 8 || v.HighestModSeq() < d.modseq {
+			t.Fatalf("%d messages, HIGHESTMODSEQ %d after %d", v.Len(), v.HighestModSeq(), d.modseq)
+		}
+		d.v = v
+		d.hear()
+	}
+	d.store1(3, Add)
+	d.sync(d.v)
+	d.hear()
+	d.check("with room again")
 }
 
 func FuzzSnapshot(f *testing.F) {

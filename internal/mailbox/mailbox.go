@@ -44,6 +44,7 @@ type Mailbox struct {
 	base     int64        // where its log begins
 	end      int64        // and where the last whole record ends
 	memory   bool         // the index is of a later release, which is not to be disturbed
+	adrift   bool         // the state is ahead of the index, for which there was no room
 	suspect  bool         // the index may have lost records: MODSEQ goes on above the ceiling
 	told     uint64       // highest MODSEQ that somebody in this process knows
 	lockFile durable.File
@@ -122,9 +123,13 @@ func (m *Mailbox) catchUp(owner bool) error {
 		return err
 	}
 	switch {
+	case m.adrift && at == m.seen:
+		return nil // the state is ahead of the file, for which there was no room
 	case at == (stamp{}):
 		m.dropIndex()
 		return nil
+	case m.adrift:
+		return m.load(owner)
 	case m.file != nil && at == m.seen && !(owner && at.size != m.end):
 		return nil
 	case m.file == nil || at.ino != m.seen.ino || at.size < m.end || m.st.Load() == nil:
@@ -169,7 +174,7 @@ func (m *Mailbox) publish(s *state) {
 // dropIndex forgets a state that no file backs. The file is left to the collector, which closes
 // it when no view needs names from it any more.
 func (m *Mailbox) dropIndex() {
-	m.file, m.seen, m.end = nil, stamp{}, 0
+	m.file, m.seen, m.end, m.adrift = nil, stamp{}, 0, false
 	m.st.Store(nil)
 }
 
@@ -431,14 +436,13 @@ func (w *writer) commit(e *edit) error {
 		m.publish(st)
 		return nil
 	}
-	if m.file == nil || e.whole || int64(len(e.log)) > 1<<20+int64(st.n)*32 {
-		return w.snapshot(st)
+	if m.file == nil || m.adrift || e.whole || int64(len(e.log)) > 1<<20+int64(st.n)*32 {
+		return w.afloat(w.snapshot(st), st)
 	}
 	b := appendRecord(nil, &st.head, e.log)
 	if _, err := m.file.WriteAt(b, m.end); err != nil {
-		// What is there of the record would be cut by the next writer. If it cannot be cut
-		// now, he does it.
-		return fmt.Errorf("write index: %w", errors.Join(err, m.file.Truncate(m.end)))
+		// What is there of the record is cut now or by the next writer.
+		return w.afloat(fmt.Errorf("write index: %w", errors.Join(err, m.file.Truncate(m.end))), st)
 	}
 	m.end += int64(len(b))
 	if at, err := m.lstat(filepath.Join(m.indexAt, indexName)); err == nil {
@@ -448,8 +452,29 @@ func (w *writer) commit(e *edit) error {
 	m.publish(st)
 	w.count(st)
 	if m.end-m.base > max(64<<10, m.base/2) {
-		return w.snapshot(st)
+		if err := w.snapshot(st); err != nil { // the log has all of it
+			m.store.log.Warn("an index grows and cannot be replaced", "mailbox", m.name, "err", err)
+		}
 	}
+	return nil
+}
+
+// afloat keeps a state in memory when there was no room for the index, which is a cache: the files
+// of the folder say what was done. The lock file, which needs no room, tells other processes
+// that MODSEQs are known that the index lacks.
+func (w *writer) afloat(err error, st *state) error {
+	if !errors.Is(err, syscall.ENOSPC) && !errors.Is(err, syscall.EDQUOT) {
+		return err
+	}
+	m := w.m
+	at, serr := m.lstat(filepath.Join(m.indexAt, indexName))
+	if serr != nil {
+		return errors.Join(err, serr)
+	}
+	m.store.log.Warn("there is no room for the index of a mailbox", "mailbox", m.name, "err", err)
+	m.adrift, m.seen, w.st = true, at, st
+	m.publish(st)
+	w.count(st)
 	return nil
 }
 
@@ -493,7 +518,7 @@ func (w *writer) snapshot(st *state) error {
 		_ = m.fs().Remove(tmp) // the next snapshot does it
 		return fmt.Errorf("write index: %w", errors.Join(err, f.Close()))
 	}
-	m.file, m.seen, m.base, m.end = f, at, end, end
+	m.file, m.seen, m.base, m.end, m.adrift = f, at, end, end, false
 	w.st = st
 	m.publish(st)
 	w.count(st)
