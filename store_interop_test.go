@@ -233,8 +233,7 @@ func (s *swap) dovecotUIDL() (ids []string) {
 		s.t.Log("Dovecot's POP3 server is not installed")
 		return nil
 	}
-	cmd := append(slices.Clone(s.conf), "exec", "pop3")
-	out := s.run("", "sh", "-c", `(printf 'UIDL\r\nQUIT\r\n'; sleep 0.2) | "$@"`, "sh", cmd[0], cmd[1], cmd[2], cmd[3], cmd[4])
+	out := s.doveadm("UIDL\r\nQUIT\r\n", "exec", "pop3")
 	for _, m := range uidlLine.FindAllStringSubmatch(out, -1) {
 		ids = append(ids, m[2])
 	}
@@ -386,9 +385,9 @@ func (s *swap) courier(program, input string) string {
 	}
 	s.nobodys()
 	lib := filepath.Join("/", root, "usr/lib")
-	return s.run("", "env", "LD_LIBRARY_PATH="+lib+":"+lib+"/x86_64-linux-gnu:"+lib+"/courier-authlib", "AUTHENTICATED=u", "MAILDIR="+s.md(), "IMAP_KEYWORDS=1",
+	return s.run(input, "env", "LD_LIBRARY_PATH="+lib+":"+lib+"/x86_64-linux-gnu:"+lib+"/courier-authlib", "AUTHENTICATED=u", "MAILDIR="+s.md(), "IMAP_KEYWORDS=1",
 		"IMAP_CAPABILITY=IMAP4rev1 UIDPLUS", "IMAP_USELOCKS=1", "TCPREMOTEIP=127.0.0.1",
-		"sh", "-c", `(printf '%s' "$1"; sleep 0.5) | "$2" "$3"`, "sh", input, path, s.md())
+		path, s.md())
 }
 
 // TestStoreFromCourier takes a Maildir over that Courier has served.
