@@ -61,6 +61,10 @@ func (p *Parser) reset() {
 	p.lists.reset()
 	p.param.reset()
 	p.langs.reset()
+	if cap(p.kids) > 64 {
+		p.kids = nil // so that one absurd message does not stay in memory
+	}
+	p.field = nil
 	p.open, p.kids, p.count, p.depth, p.deaf = p.open[:0], p.kids[:0], 0, 0, -1
 	p.first = [256]uint8{}
 }

@@ -6,6 +6,9 @@ type slab[T any] struct{ free, chunk []T }
 const slabMax = 512
 
 func (s *slab[T]) reset() {
+	if len(s.chunk) > slabMax {
+		s.chunk, s.free = nil, nil
+	}
 	clear(s.chunk[:len(s.chunk)-len(s.free)])
 	s.free = s.chunk
 }
