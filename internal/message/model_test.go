@@ -5,6 +5,7 @@ import (
 	"fmt"
 	"io"
 	"math/rand/v2"
+	"regexp"
 	"strings"
 	"testing"
 )
@@ -102,7 +103,7 @@ func (m *model) part(mime, digest bool, depth int) *Part {
 		panic(err)
 	}
 	p.Kind = h.Kind
-	if digest && h.Type == nil && !strings.Contains(strings.ToLower(head), "content-type") {
+	if digest && h.Type == nil && !typeField.MatchString(head) {
 		p.Kind = Message
 	}
 	if !inside {
@@ -146,6 +147,8 @@ func (m *model) multipart(p *Part, bound string, digest bool, depth int) {
 		m.body()
 	}
 }
+
+var typeField = regexp.MustCompile(`(?mi)^content-type[ \t\r]*:`)
 
 // wire is the wire form, octet by octet.
 func wire(s string) string {
