@@ -270,3 +270,52 @@ func TestDovecotSections(t *testing.T) {
 		t.Logf("BODY[%s]: %d the same", path, same)
 	}
 }
+
+// Messages are of one thread by subject (RFC 5256 §3) to us when they are to Dovecot.
+func TestDovecotSubjects(t *testing.T) {
+	var msgs, subjects []string
+	for _, base := range []string{"hello", "Hello World", "[a] b", "=?utf-8?q?gr=C3=BC=C3=9Fe?=", "x (y)", "re", "fwd", "[x", "a]b", "(fwd) x", "re[2", "a: b"} {
+		for _, form := range []string{"%s", "Re: %s", "RE[3]: %s", "Fw: re: %s", "[list] Re: %s", "[list] [b] %s", "re: [list] %s (fwd)", "[fwd: %s]", "[Fwd: RE: %s (fwd)] (fwd)", "  Re :  %s  ", "Re [x]: %s", "Re:%s", "fwd:\t%s"} {
+			subjects = append(subjects, strings.ReplaceAll(form, "%s", base))
+			msgs = append(msgs, "Subject: "+subjects[len(subjects)-1]+"\nDate: Sun, 22 Nov 2026 05:00:00 +0000\n\nx\n")
+		}
+	}
+	out := string(dovecot(t, msgs, "b thread orderedsubject utf-8 all\r\n"))
+	_, list, ok := strings.Cut(out, "* THREAD ")
+	if !ok {
+		t.Fatal(out)
+	}
+	list, _, _ = strings.Cut(list, "\r\n")
+	theirs := make([]int, len(msgs)) // the first message of each one's thread
+	depth, first := 0, 0
+	for i := 0; i < len(list); i++ {
+		switch c := list[i]; {
+		case c == '(':
+			if depth++; depth == 1 {
+				first = 0
+			}
+		case c == ')':
+			depth--
+		case c >= '0' && c <= '9':
+			n := 0
+			for ; i < len(list) && list[i] >= '0' && list[i] <= '9'; i++ {
+				n = 10*n + int(list[i]-'0')
+			}
+			i--
+			if first == 0 {
+				first = n
+			}
+			theirs[n-1] = first
+		}
+	}
+	seen := make(map[string]int)
+	for i, m := range msgs {
+		base := strings.ToLower(parse(t, m).Fields.Decode().Base)
+		if seen[base] == 0 {
+			seen[base] = i + 1
+		}
+		if seen[base] != theirs[i] {
+			t.Errorf("%q, base %q: with %q; Dovecot: with %q", subjects[i], base, subjects[seen[base]-1], subjects[max(theirs[i]-1, 0)])
+		}
+	}
+}
