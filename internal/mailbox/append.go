@@ -335,7 +335,11 @@ func (v *View) Copy(ctx context.Context, uids []uint32, dst *Mailbox) (Copied, e
 func (v *View) copy(ctx context.Context, uids []uint32, dst *Mailbox) (Copied, error) {
 	src := v.m
 	src.enterLoad(ctx) // what the process knows of names by now
-	from, err := v.sources(uids)
+	var from []source
+	err := src.healed(ctx, func() (err error) {
+		from, err = v.sources(uids)
+		return err
+	})
 	if err != nil {
 		return Copied{}, err
 	}

@@ -137,6 +137,35 @@ func TestIndexDamage(t *testing.T) {
 	d.check("NULs behind it")
 }
 
+// Names are read when they are needed; damage in them is mended then.
+func TestNamesDamaged(t *testing.T) {
+	for name, use := range map[string]func(d *damaged) error{
+		"open":    func(d *damaged) error { _, err := d.v.Open(d.Context(), 3); return err },
+		"store":   func(d *damaged) error { d.store1(3, Add); return nil },
+		"copy":    func(d *damaged) error { _, err := d.v.Copy(d.Context(), []uint32{3}, d.v.m); return err },
+		"move":    func(d *damaged) error { _, err := d.v.Move(d.Context(), []uint32{3}, d.v.m); return err },
+		"expunge": func(d *damaged) error { _, err := d.v.Expunge(d.Context(), []uint32{3}); return err },
+		"sizes":   func(d *damaged) error { _, err := d.v.POP3(d.Context()); return err },
+	} {
+		d := newDamaged(t)
+		if err := d.v.m.write(t.Context(), func(w *writer) error { return w.snapshot(w.st) }); err != nil {
+			t.Fatal(err)
+		}
+		b := d.index()
+		at := bytes.LastIndex(b, []byte(",S=2,W=2"))
+		b[at] ^= 1
+		d.over(b)
+		d.v = d.view(d.store(), "INBOX", false)
+		if err := use(d); err != nil {
+			t.Errorf("%s: %v", name, err)
+		}
+		d.sync(d.v)
+		if d.v.UIDValidity() != d.validity || d.v.HighestModSeq() < d.modseq {
+			t.Errorf("%s: HIGHESTMODSEQ %d after %d", name, d.v.HighestModSeq(), d.modseq)
+		}
+	}
+}
+
 func TestIndexRestored(t *testing.T) {
 	for _, c := range []struct {
 		name string

@@ -171,6 +171,23 @@ func (m *Mailbox) publish(s *state) {
 	m.st.Store(s)
 }
 
+// healed calls fn again when it failed because names could not be read.
+func (m *Mailbox) healed(ctx context.Context, fn func() error) error {
+	err := fn()
+	if !errors.Is(err, errDamaged) {
+		return err
+	}
+	if err := m.enter(ctx); err != nil {
+		return err
+	}
+	err = m.heal(ctx)
+	m.leave()
+	if err != nil {
+		return err
+	}
+	return fn()
+}
+
 // dropIndex forgets a state that no file backs. The file is left to the collector, which closes
 // it when no view needs names from it any more.
 func (m *Mailbox) dropIndex() {
@@ -342,7 +359,37 @@ func (m *Mailbox) write(ctx context.Context, fn func(w *writer) error) error {
 		return err
 	}
 	defer m.leave()
-	return m.writeHeld(ctx, fn)
+	err := m.writeHeld(ctx, fn)
+	if errors.Is(err, errDamaged) { // names are read late; nothing was done without them
+		if err = m.heal(ctx); err == nil {
+			err = m.writeHeld(ctx, fn)
+		}
+	}
+	return err
+}
+
+// heal builds the state anew when names of it cannot be read. sem is held.
+func (m *Mailbox) heal(ctx context.Context) error {
+	unlock, err := m.lock(ctx)
+	if err != nil {
+		return err
+	}
+	defer unlock()
+	if err := m.catchUp(true); err != nil {
+		return err
+	}
+	if st := m.st.Load(); st != nil {
+		if _, err := newKnown(st, nil); err == nil {
+			return nil // somebody was faster
+		}
+		err := m.fs().Remove(filepath.Join(m.indexAt, indexName))
+		if err != nil && !errors.Is(err, fs.ErrNotExist) {
+			return err
+		}
+		m.damaged(errDamaged)
+	}
+	w := &writer{m: m}
+	return w.freshen(ctx, false)
 }
 
 func (m *Mailbox) writeHeld(ctx context.Context, fn func(w *writer) error) error {
@@ -364,11 +411,21 @@ func (m *Mailbox) writeHeld(ctx context.Context, fn func(w *writer) error) error
 // refresh brings the folder up to date. With claim, files in new/ go to cur/ and their messages
 // are \Recent for the caller: those with UIDs of the returned range.
 func (m *Mailbox) refresh(ctx context.Context, claim bool) (*state, Range, error) {
-	var none Range
 	if err := m.enter(ctx); err != nil {
-		return nil, none, err
+		return nil, Range{}, err
 	}
 	defer m.leave()
+	st, claimed, err := m.refreshHeld(ctx, claim)
+	if errors.Is(err, errDamaged) {
+		if err = m.heal(ctx); err == nil {
+			st, claimed, err = m.refreshHeld(ctx, claim)
+		}
+	}
+	return st, claimed, err
+}
+
+func (m *Mailbox) refreshHeld(ctx context.Context, claim bool) (*state, Range, error) {
+	var none Range
 	if err := m.catchUp(false); err != nil {
 		return nil, none, err
 	}

@@ -38,7 +38,22 @@ func (m *Mailbox) LockMaildrop(ctx context.Context) (unlock func() error, err er
 }
 
 // POP3 lists the maildrop in the order in which POP3 numbers it, with all sizes.
-func (v *View) POP3(ctx context.Context) ([]POP3Entry, error) {
+func (v *View) POP3(ctx context.Context) (out []POP3Entry, err error) {
+	again := false
+	err = v.m.healed(ctx, func() error {
+		if again { // with the names that could be read now
+			if _, err := v.Sync(ctx); err != nil {
+				return err
+			}
+		}
+		again = true
+		out, err = v.maildrop(ctx)
+		return err
+	})
+	return out, err
+}
+
+func (v *View) maildrop(ctx context.Context) ([]POP3Entry, error) {
 	if err := v.Sizes(ctx, []Range{{1, 1<<32 - 1}}); err != nil {
 		return nil, err
 	}

@@ -349,7 +349,15 @@ func (v *View) Open(ctx context.Context, uid uint32) (*Body, error) {
 // openTries bounds how often a message is looked for that others rename all the time.
 const openTries = 20
 
-func (m *Mailbox) openMessage(ctx context.Context, st *state, uid uint32) (*Body, error) {
+func (m *Mailbox) openMessage(ctx context.Context, st *state, uid uint32) (b *Body, err error) {
+	err = m.healed(ctx, func() error {
+		b, err = m.findMessage(ctx, st, uid)
+		return err
+	})
+	return b, err
+}
+
+func (m *Mailbox) findMessage(ctx context.Context, st *state, uid uint32) (*Body, error) {
 	base := ""
 	for try := range openTries {
 		// Others may have renamed it since: what the process knows by now is asked first.
@@ -363,12 +371,15 @@ func (m *Mailbox) openMessage(ctx context.Context, st *state, uid uint32) (*Body
 			}
 			c, r := s.at(i)
 			name, err := c.file(nil, r)
+			if err != nil && s == st && base != "" {
+				continue // the newer state has told the name
+			}
 			if err != nil {
 				return nil, err
 			}
 			base = string(name[:r.baseLen])
 			b, err := m.openFile(look{bits: r.bits}.sub(), string(name))
-			if !errors.Is(err, fs.ErrNotExist) {
+			if !isGone(err) {
 				return b, err
 			}
 		}
@@ -386,7 +397,7 @@ func (m *Mailbox) openMessage(ctx context.Context, st *state, uid uint32) (*Body
 		}
 		for _, h := range hits {
 			b, err := m.openFile(h.sub(), h.file(h.base))
-			if !errors.Is(err, fs.ErrNotExist) {
+			if !isGone(err) {
 				return b, err
 			}
 		}
@@ -403,6 +414,10 @@ var errNoFile = errors.New("not a regular file")
 func unreadable(err error) bool {
 	return errors.Is(err, errNoFile) || errors.Is(err, fs.ErrPermission) || errors.Is(err, syscall.ELOOP) || errors.Is(err, syscall.ENXIO)
 }
+
+// isGone tells whether a name leads nowhere any more; a network file system may say so in another
+// way.
+func isGone(err error) bool { return errors.Is(err, fs.ErrNotExist) || errors.Is(err, syscall.ESTALE) }
 
 func (m *Mailbox) openFile(sub, name string) (*Body, error) {
 	// What a link leads to may be a FIFO, whose other end nobody waits for.
