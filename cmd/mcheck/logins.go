@@ -49,15 +49,15 @@ func (k *checker) passwords(ctx context.Context, cfg *config.Config) {
 	}
 }
 
-// logins looks at the files and programs of [smtpd.auth].
+// logins looks at the files and programs by which users prove who they are.
 func (k *checker) logins(cfg *config.Config) {
-	a := cfg.SMTPD.Auth
+	a := cfg.Accounts
 	for _, t := range []struct {
 		key, path string
 		table     *login.Table
 	}{
-		{"smtpd.auth.senders", a.Senders, smtpd.NewSenders(a.Senders, cfg.Domains[0])},
-		{"smtpd.auth.certificates", a.Certificates, login.NewCertificates(a.Certificates, cfg.Domains[0])},
+		{"smtpd.senders", cfg.SMTPD.Senders, smtpd.NewSenders(cfg.SMTPD.Senders, cfg.Domains[0])},
+		{"accounts.certificates", a.Certificates, login.NewCertificates(a.Certificates, cfg.Domains[0])},
 	} {
 		if t.path == "" {
 			continue
@@ -71,14 +71,14 @@ func (k *checker) logins(cfg *config.Config) {
 	if len(a.TokenCommand) > 0 {
 		prog := a.TokenCommand[0]
 		if fi, err := os.Stat(prog); err != nil {
-			k.fail("smtpd.auth.token_command "+prog, cause(err), "install it, or remove the key")
+			k.fail("accounts.token_command "+prog, cause(err), "install it, or remove the key")
 		} else if fi.Mode()&0o111 == 0 || fi.IsDir() {
-			k.fail("smtpd.auth.token_command "+prog, "is no program", "chmod +x it")
+			k.fail("accounts.token_command "+prog, "is no program", "chmod +x it")
 		}
 	}
 	if s := a.TokenSocket; s != "" {
 		if _, err := os.Stat(s); err != nil {
-			k.warn("smtpd.auth.token_socket "+s, cause(err), "start its server: until then, tokens are refused for now")
+			k.warn("accounts.token_socket "+s, cause(err), "start its server: until then, tokens are refused for now")
 		}
 	}
 }

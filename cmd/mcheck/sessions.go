@@ -27,7 +27,7 @@ func (k *checker) sessions(ctx context.Context, cfg *config.Config) {
 		k.warn("session.socket", "no user of the system has a mailbox here, so nobody gets a session", "set accounts.system, or remove the key")
 	}
 	k.sessionUsers(cfg)
-	a := cfg.SMTPD.Auth
+	a := cfg.Accounts
 	if a.TokenSocket != "" || len(a.TokenCommand) > 0 || a.Certificates != "" || cfg.TLS.ClientCA != "" {
 		k.warn("session.socket", "with it POP3 takes no tokens and no client certificates", "nothing, where users have passwords")
 	}

@@ -182,7 +182,7 @@ func TestFetchers(t *testing.T) {
 func TestCurl(t *testing.T) {
 	t.Parallel()
 	curl := need(t, "curl")
-	s := newSite(t, "smtpd.auth.token_command = [\"/bin/sh\", \"-c\", \"read t; if [ \\\"$t\\\" = t0ken ]; then echo alice@example.test; else exit 77; fi\"]\n")
+	s := newSite(t, "accounts.token_command = [\"/bin/sh\", \"-c\", \"read t; if [ \\\"$t\\\" = t0ken ]; then echo alice@example.test; else exit 77; fi\"]\n")
 	s.deliver(t, letter(1), letter(2))
 	at, _ := s.serve(t)
 	ca := filepath.Join(s.dir, "cert.pem")

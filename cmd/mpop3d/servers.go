@@ -50,7 +50,7 @@ func newServers(cfg *config.Config, log *slog.Logger, single bool) (*servers, er
 	if s.acc, err = daemon.Accounts(cfg); err != nil {
 		return nil, cli.Exit(envelope.ExConfig, err)
 	}
-	a := cfg.SMTPD.Auth
+	a := cfg.Accounts
 	if s.cert, err = access.Certs(cfg, a.Certificates != "", single, log); err != nil {
 		return nil, cli.Exit(envelope.ExConfig, err)
 	}

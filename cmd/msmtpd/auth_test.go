@@ -30,9 +30,9 @@ func authSite(t *testing.T) *site {
 	t.Helper()
 	in, err := mailtest.NewInstance(mailtest.InstanceOptions{Extra: `
 tls.client_ca = "client-ca.pem"
-smtpd.auth.senders = "senders"
-smtpd.auth.certificates = "certificates"
-smtpd.auth.token_command = ["/bin/sh", "-c", "read t; if [ \"$t\" = t0ken ]; then echo alice@example.test; else exit 77; fi"]
+smtpd.senders = "senders"
+accounts.certificates = "certificates"
+accounts.token_command = ["/bin/sh", "-c", "read t; if [ \"$t\" = t0ken ]; then echo alice@example.test; else exit 77; fi"]
 [[tls.certificate]]
 cert = "second.pem"
 key = "second.pem"

@@ -120,7 +120,7 @@ func openCerts(cfg *config.Config, log *slog.Logger, p *play, late bool) (*certs
 	if p != nil && login.HasCerts(cfg) {
 		return &certs.Store{}, nil
 	}
-	return login.Certs(cfg, cfg.SMTPD.Auth.Certificates != "", late, log)
+	return login.Certs(cfg, cfg.Accounts.Certificates != "", late, log)
 }
 
 // trusted are the users who may use any sender: who owns the spool, and who we are.

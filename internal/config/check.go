@@ -209,25 +209,25 @@ func (c *Config) checkRelay(k *checker) {
 	}
 }
 
-// checkAuth looks at [smtpd.auth].
+// checkAuth looks at the part of [accounts] about logins.
 func (c *Config) checkAuth(k *checker) {
-	a := c.SMTPD.Auth
+	a := c.Accounts
 	for _, m := range a.Mechanisms {
-		k.oneOf("smtpd.auth.mechanisms", 0, m, "PLAIN", "LOGIN", "SCRAM-SHA-256-PLUS", "SCRAM-SHA-256", "SCRAM-SHA-1",
+		k.oneOf("accounts.mechanisms", 0, m, "PLAIN", "LOGIN", "SCRAM-SHA-256-PLUS", "SCRAM-SHA-256", "SCRAM-SHA-1",
 			"OAUTHBEARER", "XOAUTH2", "EXTERNAL")
 	}
 	if len(a.TokenCommand) > 0 {
 		if a.TokenSocket != "" {
-			k.bad("smtpd.auth.token_socket", 0, "token_command is set too: one of them checks tokens")
+			k.bad("accounts.token_socket", 0, "token_command is set too: one of them checks tokens")
 		}
 		if !filepath.IsAbs(a.TokenCommand[0]) {
-			k.bad("smtpd.auth.token_command", 0, "%q: the program needs an absolute path", a.TokenCommand[0])
+			k.bad("accounts.token_command", 0, "%q: the program needs an absolute path", a.TokenCommand[0])
 		}
 	}
 	if a.TokenTimeout <= 0 {
-		k.bad("smtpd.auth.token_timeout", 0, "0 would refuse every token")
+		k.bad("accounts.token_timeout", 0, "0 would refuse every token")
 	}
-	k.atLeast("smtpd.auth.token_max", int64(a.TokenMax), 1)
+	k.atLeast("accounts.token_max", int64(a.TokenMax), 1)
 }
 
 // maxHold is below what the scheduler takes for a clock set wrong.

@@ -108,7 +108,8 @@ type Certificate struct {
 	Key  string `toml:"key"`
 }
 
-// Accounts names the files of maccounts(5).
+// Accounts names the files of maccounts(5), and says how users prove who they are, whatever the
+// protocol.
 type Accounts struct {
 	Users         string   `toml:"users"`
 	UsersMay      bool     `toml:"-"` // users does not stand in the configuration: the default file need not exist
@@ -122,6 +123,13 @@ type Accounts struct {
 	Guesses       string   `toml:"guesses"`       // file with the counts of wrong passwords; default "guesses" in the spool
 	LookupSocket  string   `toml:"lookup_socket"` // asked about users that no file has
 	CheckPassword []string `toml:"checkpassword"` // program asked about logins without a secret
+
+	Mechanisms   []string `toml:"mechanisms"`    // offered where they can work; default all
+	Certificates string   `toml:"certificates"`  // file: user: sha256:FINGERPRINT, cn:NAME
+	TokenCommand []string `toml:"token_command"` // checks OAuth tokens
+	TokenSocket  string   `toml:"token_socket"`  // the same, a UNIX socket
+	TokenTimeout Duration `toml:"token_timeout"` // default 10s
+	TokenMax     int      `toml:"token_max"`     // checks at once; default 8
 }
 
 // Deliver is mdeliver's.
@@ -148,22 +156,10 @@ type SMTPD struct {
 	XClientFrom  []string   `toml:"xclient_from"` // networks of proxies that may use XCLIENT; default none
 	ETRNFrom     []string   `toml:"etrn_from"`    // networks that may start a domain's queue by ETRN; default none
 	ProxyFrom    []string   `toml:"proxy_from"`   // networks of proxies that send the PROXY protocol; default none
+	Senders      string     `toml:"senders"`      // file: user: addresses, @domains, *
 	Listen       []Listener `toml:"listen"`       // used by plain "msmtpd --listen" without arguments
 	Hooks        []Hook     `toml:"hook"`         // programs that are asked about clients, recipients and messages
 	Milters      []Milter   `toml:"milter"`       // content filters
-
-	Auth SMTPDAuth `toml:"auth"`
-}
-
-// SMTPDAuth is how users prove who they are, and as whom they may send then.
-type SMTPDAuth struct {
-	Mechanisms   []string `toml:"mechanisms"`    // offered where they can work; default all
-	Senders      string   `toml:"senders"`       // file: user: addresses, @domains, *
-	Certificates string   `toml:"certificates"`  // file: user: sha256:FINGERPRINT, cn:NAME
-	TokenCommand []string `toml:"token_command"` // checks OAuth tokens
-	TokenSocket  string   `toml:"token_socket"`  // the same, a UNIX socket
-	TokenTimeout Duration `toml:"token_timeout"` // default 10s
-	TokenMax     int      `toml:"token_max"`     // checks at once; default 8
 }
 
 // Listener is one socket with its role.

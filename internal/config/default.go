@@ -37,6 +37,7 @@ func Default(mode, dir string) *Config {
 		DNS:   DNS{Timeout: Duration(5 * time.Second)},
 		Accounts: Accounts{
 			Users: filepath.Join(dir, "users"), UsersMay: true, Secrets: filepath.Join(dir, "secrets"), SubaddressSep: "+",
+			TokenTimeout: Duration(10 * time.Second), TokenMax: 8,
 		},
 		Deliver: Deliver{Forward: true, PipeUser: "pp-pipe", PipeTimeout: Duration(5 * time.Minute), Create: true},
 		SMTPD:   SMTPD{MaxSessions: 10000, PerClient: 50, Idle: Duration(30 * time.Second), Timeout: Duration(5 * time.Minute), Errors: 10, HoldMax: Duration(7 * day), DeliverBy: Duration(time.Minute)},
@@ -45,7 +46,6 @@ func Default(mode, dir string) *Config {
 	}
 	c.defaultMail()
 	c.Session = defaultSession()
-	c.SMTPD.Auth = SMTPDAuth{TokenTimeout: Duration(10 * time.Second), TokenMax: 8}
 	if mode == User {
 		state := xdg("XDG_STATE_HOME", ".local/state")
 		c.Spool = filepath.Join(state, "pennypost", "spool")

@@ -197,7 +197,7 @@ func (c *Config) absolute(dir string) {
 	}
 	for _, p := range []*string{
 		&c.Spool, &c.Maildirs, &c.Relay.Auth, &c.DNS.Hosts, &c.TLS.Cert, &c.TLS.Key, &c.TLS.CA, &c.TLS.ClientCA,
-		&c.SMTPD.Auth.Senders, &c.SMTPD.Auth.Certificates, &c.SMTPD.Auth.TokenSocket,
+		&c.SMTPD.Senders, &c.Accounts.Certificates, &c.Accounts.TokenSocket,
 		&c.Accounts.Users, &c.Accounts.Secrets, &c.Accounts.AuthSocket, &c.Accounts.LookupSocket, &c.Accounts.Guesses, &c.Submit.Socket, &c.Policy.State, &c.Policy.RelayRecipients,
 		&c.Store.Control, &c.Store.Index, &c.Session.Socket,
 	} {

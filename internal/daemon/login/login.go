@@ -46,7 +46,7 @@ func Service(cfg *config.Config, acc *accounts.Accounts, state string, log *slog
 }
 
 // Tokens is who checks OAuth tokens; nil where nobody does.
-func Tokens(c config.SMTPDAuth) func(ctx context.Context, user, token string) (address string, err error) {
+func Tokens(c config.Accounts) func(ctx context.Context, user, token string) (address string, err error) {
 	if len(c.TokenCommand) == 0 && c.TokenSocket == "" {
 		return nil
 	}
