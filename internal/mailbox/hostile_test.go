@@ -300,3 +300,64 @@ func TestIndexBeforePowerCut(t *testing.T) {
 		t.Errorf("%d messages changed since MODSEQ %d; HIGHESTMODSEQ %d", n, told, w.HighestModSeq())
 	}
 }
+
+// Many sessions of one process share a folder, and another process is at work in it too.
+func TestManyViews(t *testing.T) {
+	b := newBed(t)
+	s, other := b.store(), b.store()
+	in := b.mailbox(s, "INBOX")
+	for i := range 5 {
+		b.append(in, fmt.Sprint("m", i), 0)
+	}
+	work := func(m *Mailbox, n int) error {
+		v, err := m.Select(t.Context(), n == 1)
+		if err != nil {
+			return err
+		}
+		ctx, cancel := context.WithCancel(t.Context())
+		defer cancel()
+		woken := m.Watch(ctx)
+		for i := range 20 {
+			switch (n + i) % 4 {
+			case 0:
+				_, err = m.Append(ctx, Item{Message: strings.NewReader(fmt.Sprint("n", n, i))})
+			case 1:
+				_, err = v.Store(ctx, []uint32{v.At(1).UID}, FlagChange{Op: Op(i % 3), Flags: maildir.Seen, Keywords: []string{fmt.Sprint("k", i%5)}})
+			case 2:
+				if v.Len() > 4 {
+					_, err = v.Expunge(ctx, []uint32{v.At(v.Len()).UID})
+				}
+			case 3:
+				_, err = readAll(v, v.At(1).UID)
+			}
+			if err == nil {
+				_, err = v.Sync(ctx)
+			}
+			if err != nil && !errors.Is(err, ErrExpunged) && !errors.Is(err, ErrReadOnly) {
+				return err
+			}
+			select {
+			case <-woken:
+			default:
+			}
+		}
+		return v.Close()
+	}
+	errs := make(chan error)
+	for n := range 8 {
+		m := in
+		if n%4 == 0 {
+			m = b.mailbox(other, "INBOX")
+		}
+		go func() { errs <- work(m, n) }()
+	}
+	for range 8 {
+		if err := <-errs; err != nil {
+			t.Error(err)
+		}
+	}
+	v, w := b.view(s, "INBOX", false), b.view(b.store(), "INBOX", false)
+	if v.Len() != w.Len() || v.UIDNext() != w.UIDNext() {
+		t.Errorf("%d and %d messages, UIDNEXT %d and %d", v.Len(), w.Len(), v.UIDNext(), w.UIDNext())
+	}
+}
