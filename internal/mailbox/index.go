@@ -205,14 +205,7 @@ func writeSnapshot(f durable.File, s *state) (int64, error) {
 			return 0, err
 		}
 	}
-	buf = buf[:0]
-	for _, g := range s.gone {
-		buf = le.AppendUint32(buf, g.first)
-		buf = le.AppendUint32(buf, g.last)
-		buf = le.AppendUint64(buf, g.modseq)
-	}
-	buf = le.AppendUint32(buf, crc32.Checksum(buf, castagnoli))
-	if _, err := bw.Write(buf); err != nil {
+	if err := writeGone(bw, s.gone); err != nil {
 		return 0, err
 	}
 	for _, p := range packed {
@@ -242,6 +235,19 @@ func writeSnapshot(f durable.File, s *state) (int64, error) {
 	h = le.AppendUint32(h, crc32.Checksum(dir, castagnoli))
 	_, err = f.WriteAt(h, 0)
 	return w.off, err
+}
+
+// writeGone writes the ranges of expunged UIDs and their checksum.
+func writeGone(w io.Writer, gone []goneRange) error {
+	le := binary.LittleEndian
+	b := make([]byte, 0, len(gone)*goneSize+4)
+	for _, g := range gone {
+		b = le.AppendUint32(b, g.first)
+		b = le.AppendUint32(b, g.last)
+		b = le.AppendUint64(b, g.modseq)
+	}
+	_, err := w.Write(le.AppendUint32(b, crc32.Checksum(b, castagnoli)))
+	return err
 }
 
 type offsetWriter struct {
