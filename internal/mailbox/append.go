@@ -10,6 +10,7 @@ import (
 	"os"
 	"path/filepath"
 	"slices"
+	"strconv"
 	"sync"
 	"syscall"
 	"time"
@@ -232,27 +233,9 @@ func (w *writer) admit(ctx context.Context, e *edit, as []*arrival, also func() 
 		return out, err
 	}
 	defer m.unlockList(lock)
-	l, err := w.readList()
+	l, err := w.listFor(ctx, lock, e, d)
 	if err != nil {
 		return out, err
-	}
-	if l.rebuilt || l.rewrite || len(l.pending) > 0 || l.jump {
-		// Another program was faster; its messages come first.
-		if err := w.scanHeld(ctx, lock, nil, false); err != nil {
-			return out, err
-		}
-		n := w.st.edit()
-		if e.ops > 0 { // new keywords are in the file already
-			n.setKeywords(e.kws)
-			n.head.stamps[atKeywords] = e.head.stamps[atKeywords]
-		}
-		*e = *n
-		if l, err = w.readList(); err != nil {
-			return out, err
-		}
-		if d.stamps, err = m.look(); err != nil {
-			return out, err
-		}
 	}
 	next := max(l.next, w.st.next)
 	if uint64(next)+uint64(len(as)) >= 1<<32-1 {
@@ -297,17 +280,46 @@ func (w *writer) admit(ctx context.Context, e *edit, as []*arrival, also func() 
 		undo()
 		return out, err
 	}
+	out.UIDValidity = w.st.validity
 	for _, f := range adds {
-		if err := e.add(f); err != nil {
-			return out, err
-		}
+		err = errors.Join(err, e.add(f))
 	}
 	e.head.stamps[atList], e.head.lines, e.head.listSum = l.at, l.lines, l.sum
 	if l.pop3 {
 		e.head.listBits |= listPOP3
 	}
-	out.UIDValidity = w.st.validity
-	return out, d.finish(e)
+	if err == nil {
+		err = d.finish(e)
+	}
+	if err != nil {
+		// They are there for good, and a new index will have them. Whoever were told otherwise
+		// would store them twice.
+		m.damaged(err)
+		m.suspect = true
+	}
+	return out, nil
+}
+
+// listFor reads the uidlist for who is about to add to it. When another program was faster, its
+// messages come first, and e begins anew.
+func (w *writer) listFor(ctx context.Context, lock *maildir.UIDLock, e *edit, d *folder) (*listRead, error) {
+	l, err := w.readList()
+	if err != nil || !l.rebuilt && !l.rewrite && len(l.pending) == 0 && !l.jump {
+		return l, err
+	}
+	if err := w.scanHeld(ctx, lock, nil, false); err != nil {
+		return nil, err
+	}
+	n := w.st.edit()
+	if e.ops > 0 { // new keywords are in the file already
+		n.setKeywords(e.kws)
+		n.head.stamps[atKeywords] = e.head.stamps[atKeywords]
+	}
+	*e = *n
+	if d.stamps, err = w.m.look(); err != nil {
+		return nil, err
+	}
+	return w.readList()
 }
 
 // settleNames syncs the directory and the uidlist; both wait for the same journal.
@@ -454,8 +466,14 @@ func (w *writer) incoming(ctx context.Context, e *edit, st *state, s source) (*a
 			return nil, err
 		}
 	}
-	_, sizes := plainBase(s.base)
-	a := &arrival{f: fresh{base: w.m.store.namer.Base() + sizes, guid: s.email}}
+	base := w.m.store.namer.Base()
+	// Nothing else of an old name is taken over: it may be as long as a name can be.
+	if n, wire, okS, okW := (maildir.Name{Base: s.base}).Sizes(); okS && okW {
+		base = maildir.WithSizes(base, n, wire)
+	} else if okS {
+		base += ",S=" + strconv.FormatInt(n, 10)
+	}
+	a := &arrival{f: fresh{base: base, guid: s.email}}
 	a.f.rec = rec{flags: s.rec.flags, kw: kw, size: s.rec.size, internal: s.rec.internal, saved: w.m.store.now().Unix()}
 	return a, nil
 }

@@ -7,7 +7,6 @@ import (
 	"io/fs"
 	"path/filepath"
 	"slices"
-	"strings"
 	"time"
 
 	"pennypost/internal/durable"
@@ -514,12 +513,4 @@ func (d *folder) stored(base string, l look) int64 {
 		return i.Size()
 	}
 	return 0
-}
-
-// plainBase is a base name without sizes.
-func plainBase(base string) (plain, sizes string) {
-	if i := strings.IndexByte(base, ','); i >= 0 {
-		return base[:i], base[i:]
-	}
-	return base, ""
 }

@@ -361,3 +361,93 @@ func TestManyViews(t *testing.T) {
 		t.Errorf("%d and %d messages, UIDNEXT %d and %d", v.Len(), w.Len(), v.UIDNext(), w.UIDNext())
 	}
 }
+
+// A name may be as long as names can be, with anything behind a comma.
+func TestLongNames(t *testing.T) {
+	b := newBed(t)
+	s := b.store()
+	b.must(s.Create(t.Context(), "A"))
+	for i, name := range []string{
+		"1000000001.a,S=3,W=3," + strings.Repeat("x", 220) + ":2,S",
+		"1000000002." + strings.Repeat("y", 235) + ":2,S",
+		"1000000003.\x01\xff \t,S=3:2,S",
+		"1000000004.plain",
+	} {
+		b.must(os.WriteFile(filepath.Join(b.root, "cur", name), []byte(fmt.Sprint("m", i, "\n")), 0o600))
+	}
+	v := b.view(s, "INBOX", false)
+	a := b.mailbox(s, "A")
+	if c, err := v.Copy(t.Context(), []uint32{1, 2, 3, 4}, a); err != nil || len(c.To) != 4 {
+		t.Fatal(c, err)
+	}
+	if c, err := v.Move(t.Context(), []uint32{1, 2, 3, 4}, a); err != nil || len(c.To) != 4 {
+		t.Fatal(c, err)
+	}
+	w := b.view(b.store(), "A", false)
+	b.must(w.Sizes(t.Context(), []Range{{1, 99}}))
+	if w.Len() != 8 {
+		t.Fatalf("%d messages", w.Len())
+	}
+	for i, m := range w.All(1, 8) {
+		if want := fmt.Sprint("m", (i-1)%4, "\n"); b.text(w, m.UID) != want {
+			t.Errorf("message %d: %q", i, b.text(w, m.UID))
+		}
+	}
+}
+
+// broken is a file system on which the index cannot be written.
+type broken struct {
+	durable.OS
+	on *bool
+}
+
+type brokenFile struct {
+	durable.File
+	on *bool
+}
+
+func (f broken) OpenFile(name string, flag int, perm fs.FileMode) (durable.File, error) {
+	file, err := f.OS.OpenFile(name, flag, perm)
+	if n := filepath.Base(name); err == nil && (n == indexName || n == indexTmp) {
+		return brokenFile{file, f.on}, nil
+	}
+	return file, err
+}
+
+func (f brokenFile) WriteAt(b []byte, off int64) (int, error) {
+	if *f.on {
+		return 0, syscall.EIO
+	}
+	return f.File.WriteAt(b, off)
+}
+
+// What is stored for good is not refused because the index, a cache, cannot be written.
+func TestStoredWithoutIndex(t *testing.T) {
+	b := newBed(t)
+	on := false
+	b.o.FS = broken{on: &on}
+	s := b.store()
+	b.must(s.Create(t.Context(), "A"))
+	in, a := b.mailbox(s, "INBOX"), b.mailbox(s, "A")
+	b.append(in, "one", 0)
+	b.append(a, "two", 0)
+	v := b.view(s, "INBOX", false)
+	on = true
+	c, err := in.Append(t.Context(), Item{Message: strings.NewReader("late")})
+	if files := len(b.files("cur")); err != nil || files != 2 || len(c.To) != 1 {
+		t.Errorf("APPEND: %v, and %d files are there", err, files)
+	}
+	on = false
+	b.sync(v)
+	on = true
+	if _, err := v.Copy(t.Context(), []uint32{1}, a); err != nil || len(b.files(".A/cur")) != 2 {
+		t.Errorf("COPY: %v, and %d files are there", err, len(b.files(".A/cur")))
+	}
+	on = false
+	if b.sync(v); v.Len() != 2 || v.At(2).UID != c.To[0] {
+		t.Errorf("%d messages", v.Len())
+	}
+	if w := b.view(s, "A", false); w.Len() != 2 {
+		t.Errorf("%d messages in A", w.Len())
+	}
+}
