@@ -451,3 +451,32 @@ func TestStoredWithoutIndex(t *testing.T) {
 		t.Errorf("%d messages in A", w.Len())
 	}
 }
+
+// The uidlist may change hands between two steps: its lock taken away from one who was stopped
+// for long, or a shorter list put in its place while nobody has the lock.
+func TestListTakenAway(t *testing.T) {
+	b := newBed(t)
+	in := b.mailbox(b.store(), "INBOX")
+	b.append(in, "one", 0)
+	b.view(in.store, "INBOX", false)
+	path := filepath.Join(b.root, maildir.UIDListName)
+	was, err := os.ReadFile(path)
+	b.must(err)
+	b.must(in.write(t.Context(), func(w *writer) error {
+		lock, err := in.lockList(t.Context())
+		b.must(err)
+		b.must(os.Remove(path + ".lock"))
+		l := &listRead{size: 10}
+		if err := w.appendList(lock, l, []*fresh{{rec: rec{uid: 9}, base: "x"}}); !errors.Is(err, maildir.ErrLockLost) {
+			t.Errorf("lines were added without a lock: %v", err)
+		}
+		if is, err := os.ReadFile(path); err != nil || !slices.Equal(is, was) {
+			t.Errorf("the list is now %q (%v)", is, err)
+		}
+		l = &listRead{size: int64(len(was)) + 100, at: stamp{size: int64(len(was)) + 200}}
+		if ok, err := w.readTail(l); ok || err != nil {
+			t.Errorf("a list that got shorter: %v %v", ok, err)
+		}
+		return nil
+	}))
+}

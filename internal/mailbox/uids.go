@@ -144,6 +144,10 @@ func (w *writer) readTail(l *listRead) (bool, error) {
 			err = nil
 		}
 	}
+	if errors.Is(err, io.EOF) || errors.Is(err, io.ErrUnexpectedEOF) {
+		err = nil // a shorter one has taken its place since
+		n = 0
+	}
 	if err = errors.Join(err, f.Close()); err != nil {
 		return false, err
 	}
@@ -321,7 +325,7 @@ func (w *writer) writeList(lock *maildir.UIDLock, e *edit, l *listRead, sv *surv
 	case l.rewrite:
 		err = w.rewriteList(lock, e, l, sv, adds)
 	case len(adds) > 0 || l.torn:
-		err = w.appendList(l, adds)
+		err = w.appendList(lock, l, adds)
 	default:
 		return nil
 	}
@@ -341,7 +345,11 @@ func entryOf(f *fresh) maildir.UIDEntry {
 }
 
 // appendList adds lines behind the last whole one.
-func (w *writer) appendList(l *listRead, adds []*fresh) error {
+func (w *writer) appendList(lock *maildir.UIDLock, l *listRead, adds []*fresh) error {
+	// Whoever was stopped for so long that others took the lock away would write over their lines.
+	if err := lock.Held(); err != nil {
+		return err
+	}
 	f, err := w.m.fs().OpenFile(filepath.Join(w.m.control, maildir.UIDListName), os.O_RDWR, 0)
 	if err != nil {
 		return err
