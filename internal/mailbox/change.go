@@ -5,6 +5,7 @@ import (
 	"errors"
 	"fmt"
 	"io/fs"
+	"math/rand/v2"
 	"path/filepath"
 	"slices"
 	"time"
@@ -152,7 +153,7 @@ func (w *writer) keywordBits(ctx context.Context, e *edit, ch FlagChange) (uint3
 		if err := lock.Held(); err != nil {
 			return 0, err
 		}
-		if err := durable.WriteFileOn(m.fs(), path, table.AppendTo(nil), 0o600); err != nil {
+		if err := m.writeKeywords(path, &table); err != nil {
 			return 0, err
 		}
 	}
@@ -184,6 +185,17 @@ func (w *writer) takenLetters(table *maildir.Keywords, missing []string) maildir
 		}
 	}
 	return taken
+}
+
+// writeKeywords replaces the file. Dovecot looks at the seconds of its time alone: of two versions
+// from one second it would know the first only, and write that again with a keyword of its own.
+// So ours get times of some past day, which no other version has had or will have.
+func (m *Mailbox) writeKeywords(path string, table *maildir.Keywords) error {
+	if err := durable.WriteFileOn(m.fs(), path, table.AppendTo(nil), 0o600); err != nil {
+		return err
+	}
+	const day = 24 * time.Hour
+	return durable.Chtimes(m.fs(), path, m.store.now().Add(-day-time.Duration(rand.Int64N(int64(30*day)))))
 }
 
 func keywordMask(table *maildir.Keywords, names []string) (bits uint32, missing []string) {
