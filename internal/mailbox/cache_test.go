@@ -78,6 +78,7 @@ func TestCache(t *testing.T) {
 
 // Whatever happens to the file, the rows are right.
 func TestCacheDamage(t *testing.T) {
+	t.Parallel()
 	b := newBed(t)
 	s := b.store()
 	in := b.mailbox(s, "INBOX")

@@ -18,7 +18,7 @@ const (
 )
 
 const (
-	renameMessages = 2000
-	renameTime     = 1500 * time.Millisecond
+	renameMessages = 1000
+	renameTime     = 1000 * time.Millisecond
 	stormTime      = 2 * time.Second
 )

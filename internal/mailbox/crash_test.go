@@ -327,6 +327,7 @@ func (l *life) reboot(cut *rand.Rand) *life {
 }
 
 func TestCrash(t *testing.T) {
+	t.Parallel()
 	whole := newLife(mailtest.NewCrashFS())
 	if err := whole.script(); err != nil {
 		t.Fatal(err)

@@ -115,6 +115,7 @@ func (d *damaged) replace(b []byte) {
 }
 
 func TestIndexDamage(t *testing.T) {
+	t.Parallel()
 	d := newDamaged(t)
 	d.check("whole")
 	for n := 0; n < len(d.good); n += damageStride {
@@ -139,6 +140,7 @@ func TestIndexDamage(t *testing.T) {
 
 // Names are read when they are needed; damage in them is mended then.
 func TestNamesDamaged(t *testing.T) {
+	t.Parallel()
 	for name, use := range map[string]func(d *damaged) error{
 		"open":    func(d *damaged) error { _, err := d.v.Open(d.Context(), 3); return err },
 		"store":   func(d *damaged) error { d.store1(3, Add); return nil },
@@ -167,6 +169,7 @@ func TestNamesDamaged(t *testing.T) {
 }
 
 func TestIndexRestored(t *testing.T) {
+	t.Parallel()
 	for _, c := range []struct {
 		name string
 		how  func(*damaged)

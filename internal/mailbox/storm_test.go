@@ -93,6 +93,7 @@ func renamer(dir string) error {
 
 // A message that others rename all the time is never taken for expunged.
 func TestNoFalseExpunge(t *testing.T) {
+	t.Parallel()
 	b := newBed(t)
 	s := b.store()
 	in := b.mailbox(s, "INBOX")
@@ -237,6 +238,7 @@ func (w *stormer) step(ctx context.Context, v *View, other *Mailbox) error {
 // Four processes deliver, flag, move and expunge in one account and are killed again and again:
 // nothing is lost or doubled, and no UID stands for two messages.
 func TestKillStorm(t *testing.T) {
+	t.Parallel()
 	b := newBed(t)
 	s := b.store()
 	if err := s.Create(t.Context(), "B"); err != nil {
