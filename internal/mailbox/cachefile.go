@@ -108,7 +108,7 @@ func (c *cache) refresh(validity uint32) error {
 
 func (c *cache) header(h []byte, validity uint32) bool {
 	le := binary.LittleEndian
-	if string(h[:8]) != cacheMagic || crc32.Checksum(h[:20], castagnoli) != le.Uint32(h[20:]) {
+	if string(h[:8]) != cacheMagic || crc32.Checksum(h[:20], castagnoli()) != le.Uint32(h[20:]) {
 		return false
 	}
 	if v := le.Uint32(h[8:]); v > cacheVersion {
@@ -125,7 +125,7 @@ func appendCacheHead(validity uint32) []byte {
 	h = le.AppendUint32(h, cacheVersion)
 	h = le.AppendUint32(h, validity)
 	h = le.AppendUint32(h, columns)
-	return le.AppendUint32(h, crc32.Checksum(h, castagnoli))
+	return le.AppendUint32(h, crc32.Checksum(h, castagnoli()))
 }
 
 // readBlock reads the head of the block at off; nil where there is none.
@@ -152,7 +152,7 @@ func readBlock(f durable.File, off, size int64) (*block, int64) {
 		}
 		at += b.size[i]
 	}
-	if at > size || le.Uint32(h[blockHead-4:]) != crc32.Update(crc32.Checksum(h[:blockHead-8], castagnoli), castagnoli, h[blockHead:blockHead+4*n]) {
+	if at > size || le.Uint32(h[blockHead-4:]) != crc32.Update(crc32.Checksum(h[:blockHead-8], castagnoli()), castagnoli(), h[blockHead:blockHead+4*n]) {
 		return nil, 0
 	}
 	for i := range b.uids {
@@ -209,7 +209,7 @@ func (b *block) read(f durable.File, i int, buf []byte) (column, []byte, error) 
 	if _, err := readAtFull(f, buf, b.start[i]); err != nil {
 		return column{}, buf, errors.Join(errDamaged, err)
 	}
-	if crc32.Checksum(buf, castagnoli) != b.sum[i] {
+	if crc32.Checksum(buf, castagnoli()) != b.sum[i] {
 		return column{}, buf, errDamaged
 	}
 	c := column{len(b.uids), buf}
@@ -241,13 +241,13 @@ func encodeBlock(uids []uint32, cols *[columns][][]byte) []byte {
 			data = append(data, v...)
 		}
 		h = le.AppendUint32(h, uint32(len(data)-at))
-		h = le.AppendUint32(h, crc32.Checksum(data[at:], castagnoli))
+		h = le.AppendUint32(h, crc32.Checksum(data[at:], castagnoli()))
 	}
 	var list []byte
 	for _, u := range uids {
 		list = le.AppendUint32(list, u)
 	}
-	sum := crc32.Update(crc32.Checksum(h, castagnoli), castagnoli, list)
+	sum := crc32.Update(crc32.Checksum(h, castagnoli()), castagnoli(), list)
 	h = le.AppendUint32(h, 0) // room for a later use
 	h = le.AppendUint32(h, sum)
 	return append(append(h, list...), data...)

@@ -114,7 +114,7 @@ func readCache(f durable.File, size int64) (newer, whole bool) {
 		return false, false
 	}
 	le := binary.LittleEndian
-	if string(h[:8]) != cacheMagic || crc32.Checksum(h[:20], castagnoli) != le.Uint32(h[20:]) {
+	if string(h[:8]) != cacheMagic || crc32.Checksum(h[:20], castagnoli()) != le.Uint32(h[20:]) {
 		return false, false
 	}
 	if le.Uint32(h[8:]) > cacheVersion {

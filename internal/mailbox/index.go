@@ -199,8 +199,8 @@ func writeSnapshot(f durable.File, s *state) (int64, error) {
 		namesLen += len(names)
 		dir = le.AppendUint32(dir, uint32(len(p.recs)))
 		dir = le.AppendUint32(dir, uint32(len(names)))
-		dir = le.AppendUint32(dir, crc32.Checksum(buf, castagnoli))
-		dir = le.AppendUint32(dir, crc32.Checksum(names, castagnoli))
+		dir = le.AppendUint32(dir, crc32.Checksum(buf, castagnoli()))
+		dir = le.AppendUint32(dir, crc32.Checksum(names, castagnoli()))
 		if _, err := bw.Write(buf); err != nil {
 			return 0, err
 		}
@@ -230,9 +230,9 @@ func writeSnapshot(f durable.File, s *state) (int64, error) {
 		h = le.AppendUint32(h, uint32(n))
 	}
 	h = append(h, strs...)
-	h = le.AppendUint32(h, crc32.Checksum(h, castagnoli))
+	h = le.AppendUint32(h, crc32.Checksum(h, castagnoli()))
 	h = append(h, dir...)
-	h = le.AppendUint32(h, crc32.Checksum(dir, castagnoli))
+	h = le.AppendUint32(h, crc32.Checksum(dir, castagnoli()))
 	_, err = f.WriteAt(h, 0)
 	return w.off, err
 }
@@ -246,7 +246,7 @@ func writeGone(w io.Writer, gone []goneRange) error {
 		b = le.AppendUint32(b, g.last)
 		b = le.AppendUint64(b, g.modseq)
 	}
-	_, err := w.Write(le.AppendUint32(b, crc32.Checksum(b, castagnoli)))
+	_, err := w.Write(le.AppendUint32(b, crc32.Checksum(b, castagnoli())))
 	return err
 }
 
@@ -297,7 +297,7 @@ func readSnapshot(f durable.File, size int64) (*snapshot, error) {
 		}
 	}
 	h = h[:headLen]
-	if crc32.Checksum(h[:headLen-4], castagnoli) != le.Uint32(h[headLen-4:]) {
+	if crc32.Checksum(h[:headLen-4], castagnoli()) != le.Uint32(h[headLen-4:]) {
 		return nil, errDamaged
 	}
 	sn := &snapshot{st: &state{}, inode: le.Uint64(h[16:])}
@@ -333,7 +333,7 @@ func readSnapshot(f durable.File, size int64) (*snapshot, error) {
 		return nil, err
 	}
 	g, sum := gone[:len(gone)-4], le.Uint32(gone[len(gone)-4:])
-	if crc32.Checksum(g, castagnoli) != sum {
+	if crc32.Checksum(g, castagnoli()) != sum {
 		return nil, errDamaged
 	}
 	s.gone = make([]goneRange, ngone)
@@ -361,7 +361,7 @@ var _ [recSize]byte = [unsafe.Sizeof(rec{})]byte{}
 func (s *state) setBody(f durable.File, dir []byte, recs []rec, namesAt, size int64) (int64, error) {
 	le := binary.LittleEndian
 	dir, sum := dir[:len(dir)-4], le.Uint32(dir[len(dir)-4:])
-	if crc32.Checksum(dir, castagnoli) != sum {
+	if crc32.Checksum(dir, castagnoli()) != sum {
 		return 0, errDamaged
 	}
 	last := uint32(0)
@@ -373,7 +373,7 @@ func (s *state) setBody(f durable.File, dir []byte, recs []rec, namesAt, size in
 		}
 		c := &chunk{recs: recs[:k:k], names: &blob{src: f, off: namesAt, n: int(nl), sum: le.Uint32(dir[12:])}}
 		b := recBytes(c.recs)
-		if crc32.Checksum(b, castagnoli) != le.Uint32(dir[8:]) {
+		if crc32.Checksum(b, castagnoli()) != le.Uint32(dir[8:]) {
 			return 0, errDamaged
 		}
 		if bigEndian() {
@@ -468,7 +468,7 @@ func appendRecord(dst []byte, h *head, ops []byte) []byte {
 	dst = append(dst, ops...)
 	payload := dst[at+logFrame:]
 	le.PutUint32(dst[at:], uint32(len(payload)))
-	le.PutUint32(dst[at+4:], crc32.Checksum(payload, castagnoli))
+	le.PutUint32(dst[at+4:], crc32.Checksum(payload, castagnoli()))
 	return dst
 }
 
@@ -487,7 +487,7 @@ func (e *edit) replay(b []byte) (used int64, err error) {
 			return used, errTorn
 		}
 		payload := b[logFrame : logFrame+n]
-		if crc32.Checksum(payload, castagnoli) != le.Uint32(b[4:]) {
+		if crc32.Checksum(payload, castagnoli()) != le.Uint32(b[4:]) {
 			return used, errTorn
 		}
 		if !e.apply(payload) {

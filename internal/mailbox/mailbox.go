@@ -258,7 +258,7 @@ func (m *Mailbox) counter(st *state) bool {
 		return false // whoever cannot open it cannot write either
 	}
 	b := make([]byte, 16)
-	if n, _ := m.lockFile.ReadAt(b, 0); n < len(b) || binary.LittleEndian.Uint32(b[12:]) != crc32.Checksum(b[:12], castagnoli) {
+	if n, _ := m.lockFile.ReadAt(b, 0); n < len(b) || binary.LittleEndian.Uint32(b[12:]) != crc32.Checksum(b[:12], castagnoli()) {
 		return false
 	}
 	return binary.LittleEndian.Uint32(b[8:]) == st.validity && binary.LittleEndian.Uint64(b) > st.modseq
@@ -540,7 +540,7 @@ func (w *writer) afloat(err error, st *state) error {
 func (w *writer) count(st *state) {
 	b := binary.LittleEndian.AppendUint64(make([]byte, 0, 16), st.modseq)
 	b = binary.LittleEndian.AppendUint32(b, st.validity)
-	b = binary.LittleEndian.AppendUint32(b, crc32.Checksum(b, castagnoli))
+	b = binary.LittleEndian.AppendUint32(b, crc32.Checksum(b, castagnoli()))
 	_, _ = w.m.lockFile.WriteAt(b, 0)
 }
 

@@ -161,7 +161,7 @@ func (w *writer) readTail(l *listRead) (bool, error) {
 // firstLine is the checksum of the first line.
 func firstLine(b []byte) uint32 {
 	line, _, _ := bytes.Cut(b, []byte{'\n'})
-	return crc32.Checksum(line, castagnoli)
+	return crc32.Checksum(line, castagnoli())
 }
 
 // take parses lines; those with UIDs from first on are pending.
