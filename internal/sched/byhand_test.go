@@ -41,6 +41,56 @@ func TestRetryKeepsTheSchedule(t *testing.T) {
 	})
 }
 
+// A recipient who is deferred while the next hop answers has a schedule of its own. Neither retry
+// nor flush changes it, nor does a scheduler that starts in between.
+func TestRetryKeepsTheScheduleOfAMessage(t *testing.T) {
+	synctest.Test(t, func(t *testing.T) {
+		b := newBed(t, nil, nil)
+		b.relay.answer = defers("4.2.2", "mailbox full", true)
+		b.run()
+		id := b.send(mail("ann@example.test", "bob@far.test"))
+		b.check(b.s.intake(id, false))
+		synctest.Wait()
+		due := func() string {
+			synctest.Wait()
+			l, _, _ := b.do(0, Command{Verb: "list"})
+			return strings.Split(l, "\t")[2]
+		}
+		first := due()
+		for range 12 {
+			b.do(0, Command{Verb: "retry", IDs: []string{id}})
+			time.Sleep(5 * time.Second)
+			b.do(0, Command{Verb: "flush"})
+			time.Sleep(5 * time.Second)
+		}
+		if got := due(); got != first {
+			t.Errorf("due at %s, was %s", got, first)
+		}
+		b.stop()
+		b.check(b.boot(nil))
+		b.run()
+		if n := b.relay.attempts("bob@far.test"); n != 25 {
+			t.Errorf("%d attempts after 12 retries and as many flushes", n)
+		}
+		b.do(0, Command{Verb: "retry", IDs: []string{id}})
+		if got := due(); got != first {
+			t.Errorf("after a start due at %s, was %s", got, first)
+		}
+		// 5 minutes after the first attempt, 15 after that, then 30.
+		for _, c := range []struct {
+			wait time.Duration
+			n    int
+		}{{4 * time.Minute, 27}, {13 * time.Minute, 27}, {2 * time.Minute, 28}, {28 * time.Minute, 28}, {2 * time.Minute, 29}} {
+			time.Sleep(c.wait)
+			synctest.Wait()
+			if n := b.relay.attempts("bob@far.test"); n != c.n {
+				t.Errorf("%d attempts %v later, want %d", n, c.wait, c.n)
+			}
+		}
+		b.stop()
+	})
+}
+
 func TestRouteOfNoAddress(t *testing.T) {
 	synctest.Test(t, func(t *testing.T) {
 		b := newBed(t, nil, nil)

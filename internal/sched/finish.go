@@ -261,10 +261,17 @@ func (s *Scheduler) nextDue(rd *round, left []envelope.Recipient, pending error)
 	if len(hops) == 1 && hops[0].fails > 0 {
 		return next{at: max(hops[0].until, now), hop: hops[0]}
 	}
-	table := s.o.Retry
+	// An attempt that somebody asked for before its time is no step of the schedule: the next one
+	// comes when it would have come. Should the clock have been set back, it comes within the
+	// pause that was agreed on.
+	table, step := s.o.Retry, rd.n-rd.st.Extra
+	early := rd.st.Early(s.wall())
+	if early {
+		step--
+	}
 	at := int64(0)
 	for _, h := range hops {
-		t := now + interval(s.retryOf(&h.target), rd.n, s.o.Rand()).Milliseconds()
+		t := now + interval(s.retryOf(&h.target), step, s.o.Rand()).Milliseconds()
 		if h.fails > 0 {
 			t = max(h.until, now+100)
 		}
@@ -273,7 +280,10 @@ func (s *Scheduler) nextDue(rd *round, left []envelope.Recipient, pending error)
 		}
 	}
 	if len(hops) == 0 {
-		at = now + interval(table, rd.n, s.o.Rand()).Milliseconds()
+		at = now + interval(table, step, s.o.Rand()).Milliseconds()
+	}
+	if early {
+		at = min(at, now+rd.st.Planned.Sub(s.wall()).Milliseconds())
 	}
 	if rd.trouble {
 		tr := int(s.entries.at(rd.ref).trouble) + 1

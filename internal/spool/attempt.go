@@ -67,6 +67,8 @@ const (
 type State struct {
 	Left     []envelope.Recipient // those still to be worked on, in the envelope's order
 	Attempts int
+	Extra    int       // of them, those before their time: somebody asked for them
+	Planned  time.Time // of the next attempt, as the last one left it, whatever was asked for since
 	First    time.Time // of the first attempt; zero before
 	Last     time.Time // of the last attempt
 	Due      time.Time // of the next one; zero: at once
@@ -92,6 +94,9 @@ func NewState(env *envelope.Envelope) State {
 func (st *State) Apply(r *Record) {
 	switch r.Kind {
 	case RecAttempt:
+		if st.Early(r.Time) && (r.Round == 0 || r.Round > st.Attempts) {
+			st.Extra++
+		}
 		if r.Round > 0 { // a round may be written down in parts
 			st.Attempts = max(st.Attempts, r.Round)
 		} else {
@@ -131,9 +136,16 @@ func (st *State) Apply(r *Record) {
 	}
 	if r.Due != nil {
 		st.Due = *r.Due
+		if r.Kind == RecAttempt {
+			st.Planned = st.Due
+		}
 	}
 	st.Children = append(st.Children, r.Children...)
 }
+
+// Early tells whether an attempt at t comes before its time. A clock is corrected by less than a
+// second at once, or jumps.
+func (st *State) Early(t time.Time) bool { return t.Add(time.Second).Before(st.Planned) }
 
 func (st *State) drop(done map[string]bool) {
 	st.Left = slices.DeleteFunc(st.Left, func(r envelope.Recipient) bool { return done[r.Addr] })
