@@ -222,6 +222,17 @@ func (c *session) unopened(user string, err error) error {
 type carried struct {
 	UTF8 bool   `json:"utf8,omitempty"`
 	Role string `json:"role"`
+	// What CAPA has said of logins: it says so again (RFC 2449 §3).
+	Password bool   `json:"password,omitempty"`
+	SASL     string `json:"sasl,omitempty"`
+}
+
+// offers are the ways to log in: whether USER is one, and the mechanisms.
+func (c *session) offers() (password bool, mechanisms string) {
+	if c.told != nil { // logins were elsewhere
+		return c.told.Password, c.told.SASL
+	}
+	return c.logins().MayPassword(), strings.Join(c.logins().Mechanisms(), " ")
 }
 
 // handOver gives the connection to a process of the user, which answers the login.
@@ -232,9 +243,10 @@ func (c *session) handOver(id auth.Identity) (taken bool, err error) {
 	if err := c.flush(); err != nil {
 		return false, err
 	}
+	st := carried{UTF8: c.utf8, Role: c.srv.Role}
+	st.Password, st.SASL = c.offers()
 	taken, err = c.srv.HandOver(c.ctx, c.conn, id.Address, handover.Request{
-		Protocol: handover.POP3, Ticket: id.Ticket, Peer: c.peer.Addr, TLS: c.tls,
-		Pending: c.in.buffered(), State: carried{UTF8: c.utf8, Role: c.srv.Role},
+		Protocol: handover.POP3, Ticket: id.Ticket, Peer: c.peer.Addr, TLS: c.tls, Pending: c.in.buffered(), State: st,
 	})
 	if taken {
 		c.closing, c.handed = true, true
@@ -248,9 +260,8 @@ func (s *Server) ServeSession(ctx context.Context, conn net.Conn, f *handover.Fa
 	if err := json.Unmarshal(f.State, &st); err != nil {
 		return fmt.Errorf("state of the session: %w", err)
 	}
-	peer := Peer{Addr: f.Peer, Stdio: !f.Peer.IsValid()}
-	c := s.newSession(ctx, conn, peer)
-	c.utf8, c.role, c.secured = st.UTF8, st.Role, f.TLS != nil
+	c := s.newSession(ctx, conn, Peer{Addr: f.Peer})
+	c.utf8, c.role, c.secured, c.told = st.UTF8, st.Role, f.TLS != nil, &st
 	c.in.buf, c.in.w = f.Pending, len(f.Pending)
 	stop := context.AfterFunc(ctx, c.wake)
 	defer stop()

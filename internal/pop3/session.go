@@ -46,8 +46,9 @@ type session struct {
 	closing   bool
 	linger    bool // input may be pending that nobody will read
 	role      string
-	handed    bool // the connection is another process's now
-	secured   bool // TLS is in the hands of another process
+	handed    bool     // the connection is another process's now
+	secured   bool     // TLS is in the hands of another process
+	told      *carried // by the process that has taken the login; nil: this one takes logins
 	started   time.Time
 	sent      int64 // octets of messages, as POP3 counts them
 	retr, top int
@@ -364,11 +365,12 @@ func (c *session) capa(string) error {
 		c.line(l)
 	}
 	c.line("LOGIN-DELAY ", itoa(int64(c.srv.LoginDelay/time.Second)))
-	if c.logins().MayPassword() {
+	password, mechanisms := c.offers()
+	if password {
 		c.line("USER")
 	}
-	if m := c.logins().Mechanisms(); len(m) > 0 {
-		c.line("SASL ", strings.Join(m, " "))
+	if mechanisms != "" {
+		c.line("SASL ", mechanisms)
 	}
 	if c.canTLS() && c.state == authorization {
 		c.line("STLS")

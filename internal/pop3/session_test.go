@@ -4,6 +4,7 @@ import (
 	"bufio"
 	"context"
 	"crypto/tls"
+	"encoding/json"
 	"errors"
 	"fmt"
 	"io"
@@ -18,6 +19,7 @@ import (
 	"github.com/xdg-go/scram"
 
 	"pennypost/internal/handover"
+	"pennypost/internal/login"
 	"pennypost/internal/mailtest"
 )
 
@@ -400,7 +402,7 @@ func TestHandOver(t *testing.T) {
 	if !strings.HasSuffix(got, "-ERR [SYS/TEMP] cannot open the maildrop, try again later\r\n+OK name taken, send PASS\r\n+OK from elsewhere\r\n") {
 		t.Errorf("%q", got)
 	}
-	if string(taken.Pending) != "STAT\r\nQUIT\r\n" || taken.Protocol != "pop3" || taken.Peer != network.Addr || taken.State != (carried{UTF8: true, Role: Clear}) {
+	if string(taken.Pending) != "STAT\r\nQUIT\r\n" || taken.Protocol != "pop3" || taken.Peer != network.Addr || taken.State != (carried{UTF8: true, Role: Clear, Password: true, SASL: strings.Join(s.Login.Session(login.Client{Clear: true}).Mechanisms(), " ")}) {
 		t.Errorf("handed over: %+v", taken)
 	}
 	if d.locked || strings.Contains(log.String(), "messages=") {
@@ -411,4 +413,41 @@ func TestHandOver(t *testing.T) {
 		t.Errorf("a user of the mail system: %q", got)
 	}
 	<-done
+}
+
+// TestCarriedCapabilities: RFC 2449 §3 wants what was announced before the login after it too, in
+// the process that a session is handed to as well, wherever the client came from.
+func TestCarriedCapabilities(t *testing.T) {
+	for _, peer := range []Peer{network, {}} {
+		s, _ := testServer(t, newDrop(t, messages...))
+		s.ClearFrom = []netip.Prefix{netip.MustParsePrefix("0.0.0.0/0")}
+		var state []byte
+		s.HandOver = func(_ context.Context, _ net.Conn, _ string, r handover.Request) (bool, error) {
+			var err error
+			state, err = json.Marshal(r.State)
+			return true, err
+		}
+		c, done := connect(t, t.Context(), s, peer)
+		if _, err := io.WriteString(c, "STLS\r\n"); err != nil {
+			t.Fatal(err)
+		}
+		readUntil(t, c, "+OK go ahead\r\n")
+		secure := tls.Client(c, &tls.Config{InsecureSkipVerify: true})
+		before := converse(t, secure, "CAPA\r\n"+loginLines)
+		<-done
+		_, before, _ = strings.Cut(before, "+OK")
+		before, _, _ = strings.Cut(before, ".\r\n")
+
+		after, _ := testServer(t, newDrop(t, messages...))
+		after.Login = nil // a session takes no logins
+		client, server := net.Pipe()
+		ended := make(chan error, 1)
+		go func() {
+			ended <- after.ServeSession(t.Context(), server, &handover.Facts{Address: "alice@example.test", Peer: peer.Addr, TLS: &handover.TLS{}, State: state})
+		}()
+		got := converse(t, client, "CAPA\r\nQUIT\r\n")
+		if err := <-ended; err != nil || before == "" || !strings.Contains(got, "+OK"+before+".\r\n") || !strings.Contains(got, "SASL ") {
+			t.Errorf("%v: before %q, after %q (%v)", peer, before, got, err)
+		}
+	}
 }
