@@ -12,6 +12,7 @@ import (
 	"iter"
 	"os"
 	"path/filepath"
+	"slices"
 	"strconv"
 	"strings"
 	"time"
@@ -55,7 +56,11 @@ func (m *Mbox) Mailboxes(context.Context) ([]string, error) {
 		return []string{maildir.Inbox}, nil
 	}
 	var names []string
-	err := m.walk(func(name, _ string) { names = append(names, name) })
+	err := m.walk(func(name, _ string) {
+		if !slices.Contains(names, name) {
+			names = append(names, name)
+		}
+	})
 	return names, err
 }
 
@@ -102,47 +107,61 @@ func beginsMbox(path string) bool {
 	return n == 0 && errors.Is(err, io.EOF) || string(b[:n]) == "From "
 }
 
-// Messages reads the file of a mailbox.
+// Messages reads the files of a mailbox: several where their names differ in what is no part
+// of it.
 func (m *Mbox) Messages(ctx context.Context, name string, known func(string) bool, _ func(int)) iter.Seq2[Message, error] {
 	return func(yield func(Message, error) bool) {
-		path := m.Path
+		paths := []string{m.Path}
 		if !m.file {
-			path = ""
+			paths = nil
 			if err := m.walk(func(n, p string) {
-				if n == name && path == "" {
-					path = p
+				if n == name {
+					paths = append(paths, p)
 				}
 			}); err != nil {
 				yield(Message{}, err)
 				return
 			}
 		}
-		f, err := os.Open(path)
-		if err != nil {
-			yield(Message{}, err)
-			return
-		}
-		defer f.Close()
-		fi, err := f.Stat()
-		if err != nil {
-			yield(Message{}, err)
-			return
-		}
-		r := newMboxReader(path, f, fi.Size())
-		for ctx.Err() == nil {
-			msg, err := r.next()
-			if errors.Is(err, io.EOF) {
-				return
+		again := make(map[[32]byte]int)
+		for _, path := range paths {
+			more, err := mboxFile(ctx, path, again, known, yield)
+			if err != nil {
+				yield(Message{}, err)
 			}
-			if err == nil && known(msg.Key) {
-				continue
-			}
-			if !yield(msg, err) || err != nil {
+			if err != nil || !more {
 				return
 			}
 		}
-		yield(Message{}, ctx.Err())
 	}
+}
+
+// mboxFile yields the messages of one file.
+func mboxFile(ctx context.Context, path string, again map[[32]byte]int, known func(string) bool, yield func(Message, error) bool) (more bool, err error) {
+	f, err := os.Open(path)
+	if err != nil {
+		return false, err
+	}
+	defer f.Close()
+	fi, err := f.Stat()
+	if err != nil {
+		return false, err
+	}
+	r := newMboxReader(path, f, fi.Size())
+	r.again = again
+	for ctx.Err() == nil {
+		msg, err := r.next()
+		if errors.Is(err, io.EOF) {
+			return true, nil
+		}
+		if err != nil {
+			return false, err
+		}
+		if !known(msg.Key) && !yield(msg, nil) {
+			return false, nil
+		}
+	}
+	return false, ctx.Err()
 }
 
 // mboxReader takes messages from an mbox. A message is read twice: once to find its end and
@@ -283,7 +302,7 @@ func (r *mboxReader) header(msg *Message) (h mboxHead, err error) {
 			line = line[1:]
 		}
 		if h.keep = append(h.keep, line...); len(h.keep) > maxMboxHead {
-			return h, refused(ErrFormat, "%s: a header of more than %d octets", r.name, maxMboxHead)
+			return h, nil // what follows is copied as the body is
 		}
 	}
 }
@@ -391,7 +410,8 @@ func (r *mboxReader) counted(sum io.Writer, start, length int64, q *quoting) (bo
 	if length < 0 {
 		return false, nil
 	}
-	if length > r.f.Size()-start {
+	size := r.f.Size()
+	if length > size-start {
 		return false, nil
 	}
 	end := start + length
@@ -402,6 +422,9 @@ func (r *mboxReader) counted(sum io.Writer, start, length int64, q *quoting) (bo
 	}
 	rest := bytes.TrimLeft(b[:n], "\r\n")
 	skip := int64(n - len(rest))
+	if len(rest) == 0 && end+skip < size {
+		return false, nil // more empty lines than are looked at
+	}
 	if len(rest) > 0 {
 		line, _, _ := bytes.Cut(rest, []byte("\n"))
 		if _, ok := fromLine(line); !ok || skip == 0 && length > 0 {
