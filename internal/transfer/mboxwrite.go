@@ -58,6 +58,9 @@ func (o *Options) mboxMailbox(ctx context.Context, s *mailbox.Store, path, name 
 	}
 	defer func() { err = errors.Join(err, done()) }()
 	res := Result{From: name, To: path}
+	if err := o.takeBack(path); err != nil {
+		return err
+	}
 	after, err := lastUID(o.fs(), path, v.UIDValidity())
 	if err != nil {
 		return err
@@ -81,6 +84,9 @@ func (o *Options) mboxMailbox(ctx context.Context, s *mailbox.Store, path, name 
 	if err != nil {
 		return err
 	}
+	if err := durable.WriteFileOn(o.fs(), sizeName(path), strconv.AppendInt(nil, fi.Size(), 10), 0o600); err != nil {
+		return err
+	}
 	w := bufio.NewWriterSize(f, 256<<10)
 	for seq, m := range v.All(from, v.Len()) {
 		if err = ctx.Err(); err == nil {
@@ -101,10 +107,49 @@ func (o *Options) mboxMailbox(ctx context.Context, s *mailbox.Store, path, name 
 	}
 	if err != nil {
 		// Half a message would hide behind the one before it.
-		return errors.Join(err, f.Truncate(fi.Size()))
+		if terr := f.Truncate(fi.Size()); terr != nil {
+			return errors.Join(err, terr) // the next run does it
+		}
 	}
-	o.report(res)
-	return nil
+	if err = errors.Join(err, o.fs().Remove(sizeName(path))); err == nil {
+		o.report(res)
+	}
+	return err
+}
+
+// sizeName is the file that says how long an mbox was before the export that is under way.
+func sizeName(path string) string {
+	return filepath.Join(filepath.Dir(path), "."+filepath.Base(path)+".size")
+}
+
+// takeBack cuts off what an export that was killed has appended: half a message at the end
+// would pass for one that is there.
+func (o *Options) takeBack(path string) error {
+	b, err := readFile(o.fs(), sizeName(path))
+	if err != nil || b == nil {
+		return err
+	}
+	size, err := strconv.ParseInt(string(b), 10, 64)
+	if err != nil {
+		return refused(ErrFormat, "%s: no size in it", sizeName(path))
+	}
+	if o.DryRun {
+		return nil
+	}
+	f, err := o.fs().OpenFile(path, os.O_WRONLY, 0o600)
+	if errors.Is(err, fs.ErrNotExist) {
+		return o.fs().Remove(sizeName(path)) // nothing of it has reached the disk
+	}
+	if err != nil {
+		return err
+	}
+	if fi, serr := f.Stat(); serr != nil || size < fi.Size() {
+		err = errors.Join(serr, f.Truncate(size), durable.Sync(f))
+	}
+	if err = errors.Join(err, f.Close()); err != nil {
+		return err
+	}
+	return o.fs().Remove(sizeName(path))
 }
 
 // lastUID finds the highest UID in an mbox that an export has written, 0 in none.
