@@ -7,6 +7,7 @@ import (
 	"fmt"
 	"io"
 	"io/fs"
+	"maps"
 	"os"
 	"path/filepath"
 	"slices"
@@ -82,6 +83,7 @@ func (o *Options) settings(ctx context.Context, s *mailbox.Store, to maildir.Tre
 
 // exporting is the export of one mailbox.
 type exporting struct {
+	ctx   context.Context
 	o     *Options
 	v     *mailbox.View
 	dir   string
@@ -94,7 +96,7 @@ type exporting struct {
 }
 
 func (o *Options) exportMailbox(ctx context.Context, s *mailbox.Store, to maildir.Tree, name string) (err error) {
-	e := &exporting{o: o, files: make(map[string]string), res: Result{From: name}}
+	e := &exporting{ctx: ctx, o: o, files: make(map[string]string), res: Result{From: name}}
 	if e.dir, err = to.Dir(name); err != nil {
 		return err
 	}
@@ -154,13 +156,34 @@ func (e *exporting) read() error {
 		}
 	}
 	var err error
-	if e.old, err = readList(e.o.fs(), e.dir); e.old == nil || err != nil {
+	if e.old, err = readList(e.o.fs(), e.dir); err != nil {
 		return err
 	}
-	if len(e.old.Entries) > 0 && (e.old.Validity != e.v.UIDValidity() || e.old.GUID != e.guid()) {
+	if e.old == nil || len(e.old.Entries) == 0 {
+		return e.unlisted()
+	}
+	if e.old.Validity != e.v.UIDValidity() || e.old.GUID != e.guid() {
 		return refused(ErrOccupied, "%s holds the UIDs of another mailbox (UIDVALIDITY %d, not %d): export to another place", e.dir, e.old.Validity, e.v.UIDValidity())
 	}
 	return nil
+}
+
+// unlisted looks whose the messages are of which no list tells. An export that was cut off has
+// left some that the account has.
+func (e *exporting) unlisted() error {
+	if len(e.files) == 0 {
+		return nil
+	}
+	entries, err := e.v.POP3(e.ctx)
+	if err != nil {
+		return err
+	}
+	for _, p := range entries {
+		if _, ok := e.files[p.Base]; ok {
+			return nil
+		}
+	}
+	return refused(ErrOccupied, "%s holds other mail: export to another place", e.dir)
 }
 
 // guid is the one in the uidlist, of which the MAILBOXID is made.
@@ -269,6 +292,9 @@ func place(fsys durable.FS, dir, name string, r io.Reader, date time.Time) error
 // finish writes the lists when all files are there.
 func (e *exporting) finish() error {
 	if e.o.Prune {
+		e.onlyListed()
+	}
+	if e.o.Prune {
 		e.res.Removed = len(e.files)
 	}
 	if e.o.DryRun {
@@ -297,6 +323,17 @@ func (e *exporting) finish() error {
 		return err
 	}
 	return e.replace(maildir.UIDListName, e.list.AppendTo(nil))
+}
+
+// onlyListed leaves in files what an earlier export has put there: the rest came from others.
+func (e *exporting) onlyListed() {
+	listed := make(map[string]bool)
+	if e.old != nil {
+		for _, entry := range e.old.Entries {
+			listed[entry.Base] = true
+		}
+	}
+	maps.DeleteFunc(e.files, func(base, _ string) bool { return !listed[base] })
 }
 
 // keepOld keeps the lines of messages that the copy has and the mailbox has not any more.
