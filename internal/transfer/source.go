@@ -11,6 +11,7 @@ import (
 	"path/filepath"
 	"slices"
 	"strings"
+	"syscall"
 	"time"
 
 	"pennypost/internal/durable"
@@ -58,8 +59,9 @@ func (m *Maildir) Mailboxes(context.Context) ([]string, error) {
 	return names, nil
 }
 
+// open opens a file or directory to read it. A pipe in its place has no end to wait for.
 func open(fsys durable.FS, path string) (durable.File, error) {
-	return fsys.OpenFile(path, os.O_RDONLY, 0)
+	return fsys.OpenFile(path, os.O_RDONLY|syscall.O_NONBLOCK, 0)
 }
 
 // readFile returns what is in a file, nothing when it is not there.
@@ -316,6 +318,7 @@ type IMAP struct {
 	Client *imapclient.Client
 	Name   string // of the account: user and host
 	boxes  []imapclient.Mailbox
+	ours   []string // names of boxes here
 }
 
 // ID is the account's name.
@@ -331,16 +334,34 @@ func (s *IMAP) Mailboxes(context.Context) ([]string, error) {
 	if err != nil {
 		return nil, err
 	}
-	s.boxes = nil
-	var names []string
+	return s.take(list), nil
+}
+
+// take notes the mailboxes of a server and returns their names here. Names that become the
+// same get "_" behind them, in the order of the server.
+func (s *IMAP) take(list []imapclient.Mailbox) []string {
+	s.boxes, s.ours = nil, nil
+	listed, used := make(map[string]bool), make(map[string]bool)
 	for _, m := range list {
-		if m.Has(`\Noselect`) || m.Has(`\NonExistent`) {
+		if m.Has(`\Noselect`) || m.Has(`\NonExistent`) || listed[m.Name] {
 			continue
 		}
-		s.boxes = append(s.boxes, m)
-		names = append(names, ourName(m))
+		name := ourName(m)
+		for used[name] {
+			name += "_"
+		}
+		listed[m.Name], used[name] = true, true
+		s.boxes, s.ours = append(s.boxes, m), append(s.ours, name)
 	}
-	return names, nil
+	return slices.Clone(s.ours)
+}
+
+// theirs is the name on the server of a mailbox that take has named.
+func (s *IMAP) theirs(name string) string {
+	if i := slices.Index(s.ours, name); i >= 0 {
+		return s.boxes[i].Name
+	}
+	return name
 }
 
 func ourName(m imapclient.Mailbox) string {
@@ -365,13 +386,7 @@ func (s *IMAP) Messages(ctx context.Context, name string, known func(string) boo
 var errStop = errors.New("no more messages are wanted")
 
 func (s *IMAP) messages(ctx context.Context, name string, known func(string) bool, count func(int), yield func(Message, error) bool) error {
-	theirs := name
-	for _, m := range s.boxes {
-		if ourName(m) == name {
-			theirs = m.Name
-		}
-	}
-	st, err := s.Client.Select(theirs, true)
+	st, err := s.Client.Select(s.theirs(name), true)
 	if err != nil {
 		return err
 	}
@@ -439,5 +454,10 @@ func toIMAP(flags maildir.Flags, words []string) (list []string) {
 			list = append(list, f.name)
 		}
 	}
-	return append(list, words...)
+	for _, w := range words { // other programs may have made some that are no atoms
+		if imapwire.ValidKeyword(w) {
+			list = append(list, w)
+		}
+	}
+	return list
 }
