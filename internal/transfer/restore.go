@@ -177,18 +177,17 @@ func (r *restoring) message(path string) (err error) {
 		r.res.Known++
 		return nil
 	}
-	r.res.New++
-	if r.o.DryRun {
-		return nil
-	}
 	f, err := open(r.o.fs(), filepath.Join(r.fromDir, path))
 	if err != nil {
 		return err
 	}
 	defer func() { err = errors.Join(err, f.Close()) }()
 	fi, err := f.Stat()
-	if err != nil {
+	if err != nil || !fi.Mode().IsRegular() {
 		return err
+	}
+	if r.res.New++; r.o.DryRun {
+		return nil
 	}
 	return place(r.o.fs(), r.dir, n.With(n.Flags, n.Keywords).String(), f, fi.ModTime())
 }
@@ -203,6 +202,9 @@ func (r *restoring) lists(to maildir.Tree) error {
 	}
 	if old != nil {
 		r.list.Ceiling = max(r.list.Ceiling, old.Ceiling)
+		if old.Validity == r.list.Validity { // UIDs told since the copy was made mean other messages
+			r.list.Next = max(r.list.Next, old.Next)
+		}
 	}
 	if len(r.keywords) > 0 {
 		if err := durable.WriteFileOn(fsys, filepath.Join(r.control, maildir.KeywordsName), r.keywords, 0o600); err != nil {
