@@ -73,6 +73,9 @@ func (s *Server) start(program []string, u *accounts.Mailbox, groups []int, r *r
 		c.pid, err = syscall.ForkExec(program[0], program, attr)
 	}
 	if err != nil {
+		// The login process goes on with its own descriptor of the connection, which has the same mode:
+		// its time-outs would be none. This fails on no socket.
+		_ = syscall.SetNonblock(fd, true)
 		return nil, errors.Join(fmt.Errorf("start %s: %w", program[0], err), factsW.Close(), saidR.Close())
 	}
 	c.log = s.o.Log.With("user", u.Address, "uid", u.UID, "pid", c.pid, "protocol", r.Protocol, "peer", r.Peer)

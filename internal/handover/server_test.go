@@ -433,3 +433,30 @@ func TestEndOfTheServer(t *testing.T) {
 		t.Errorf("%d ends\n%s", n, p.log)
 	}
 }
+
+// TestNotStarted: a connection whose session does not start is the login process's again, with its
+// time-outs: the descriptor that was passed shares its mode with the one that was kept.
+func TestNotStarted(t *testing.T) {
+	t.Parallel()
+	broken := filepath.Join(t.TempDir(), "program") // of a format that does not run
+	if err := os.WriteFile(broken, []byte("no program\n"), 0o755); err != nil {
+		t.Fatal(err)
+	}
+	p := newPlace(t, func(o *Options) { o.Programs[POP3] = []string{broken} })
+	p.tickets.add("ann")
+	_, login := connect(t)
+	if err := p.ask(login, "ann", "who"); err == nil || !strings.Contains(err.Error(), "start "+broken) {
+		t.Fatal(err)
+	}
+	rc, err := login.SyscallConn()
+	if err != nil {
+		t.Fatal(err)
+	}
+	blocks := true
+	if err := rc.Control(func(fd uintptr) {
+		flags, err := unix.FcntlInt(fd, unix.F_GETFL, 0)
+		blocks = err != nil || flags&unix.O_NONBLOCK == 0
+	}); err != nil || blocks {
+		t.Errorf("reads of the login process wait for ever (%v)", err)
+	}
+}
