@@ -137,6 +137,10 @@ type Item struct {
 	Internal time.Time // zero: now
 	EmailID  string    // "": a new one
 	POP3     string    // "": none
+
+	// Left is told of each keyword that the mailbox has no room for, and the message comes
+	// without it. Where it is nil, such a message is refused with ErrKeywords.
+	Left func(keyword string)
 }
 
 // POP3Entry is one message of a maildrop.

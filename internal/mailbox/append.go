@@ -206,7 +206,7 @@ func (w *writer) adopt(ctx context.Context, all []*staged) (Copied, error) {
 	defer tmp.Close()
 	as := make([]*arrival, len(all))
 	for i, s := range all {
-		kw, err := w.keywordBits(ctx, e, FlagChange{Op: Add, Keywords: s.item.Keywords})
+		kw, err := w.keywordBits(ctx, e, FlagChange{Op: Add, Keywords: s.item.Keywords}, s.item.Left)
 		if err != nil {
 			return Copied{}, err
 		}
@@ -462,7 +462,7 @@ func (w *writer) incoming(ctx context.Context, e *edit, st *state, s source) (*a
 	var kw uint32
 	if len(names) > 0 {
 		var err error
-		if kw, err = w.keywordBits(ctx, e, FlagChange{Op: Add, Keywords: names}); err != nil && !errors.Is(err, ErrKeywords) {
+		if kw, err = w.keywordBits(ctx, e, FlagChange{Op: Add, Keywords: names}, func(string) {}); err != nil {
 			return nil, err
 		}
 	}

@@ -28,7 +28,7 @@ func (v *View) Store(ctx context.Context, uids []uint32, ch FlagChange) (Stored,
 			return err
 		}
 		e := w.st.edit()
-		kw, err := w.keywordBits(ctx, e, ch)
+		kw, err := w.keywordBits(ctx, e, ch, nil)
 		if err != nil {
 			return err
 		}
@@ -115,17 +115,17 @@ func (w *writer) plan(uids []uint32, ch FlagChange, kw uint32, out *Stored) []ta
 }
 
 // keywordBits finds the letters of keywords; those that have none get one when they are set.
-func (w *writer) keywordBits(ctx context.Context, e *edit, ch FlagChange) (uint32, error) {
+// left is told of those that cannot get one; without it they are an error.
+func (w *writer) keywordBits(ctx context.Context, e *edit, ch FlagChange, left func(keyword string)) (uint32, error) {
 	var table maildir.Keywords
 	copy(table[:], w.st.keywords)
 	bits, missing := keywordMask(&table, ch.Keywords)
 	if len(missing) == 0 || ch.Op == Remove {
 		return bits, nil
 	}
-	for _, k := range missing {
-		if !maildir.ValidKeyword(k) {
-			return 0, fmt.Errorf("%w: %q is none", ErrKeywords, k)
-		}
+	missing, err := possible(missing, left)
+	if err != nil || len(missing) == 0 {
+		return bits, err
 	}
 	m := w.m
 	lock, err := m.lockList(ctx)
@@ -139,17 +139,28 @@ func (w *writer) keywordBits(ctx context.Context, e *edit, ch FlagChange) (uint3
 		return 0, err
 	}
 	table, _ = maildir.ParseKeywords(b)
-	bits, missing = keywordMask(&table, ch.Keywords)
+	_, missing = keywordMask(&table, missing)
+	bits, _ = keywordMask(&table, ch.Keywords)
 	taken := w.takenLetters(&table, missing)
+	given := false
 	for _, k := range missing {
+		if i := table.Index(k); i >= 0 { // named twice
+			bits |= 1 << i
+			continue
+		}
 		free := slices.Index(taken[:], "")
-		if free < 0 {
+		if free < 0 && left == nil {
 			return 0, ErrKeywords
+		}
+		if free < 0 {
+			left(k)
+			continue
 		}
 		table[free], taken[free] = k, k
 		bits |= 1 << free
+		given = true
 	}
-	if len(missing) > 0 {
+	if given {
 		if err := lock.Held(); err != nil {
 			return 0, err
 		}
@@ -164,6 +175,21 @@ func (w *writer) keywordBits(ctx context.Context, e *edit, ch FlagChange) (uint3
 	e.setKeywords(table[:])
 	e.head.stamps[atKeywords] = at
 	return bits, nil
+}
+
+// possible leaves out what can be no keyword.
+func possible(names []string, left func(keyword string)) (out []string, err error) {
+	for _, k := range names {
+		switch {
+		case maildir.ValidKeyword(k):
+			out = append(out, k)
+		case left == nil:
+			return nil, fmt.Errorf("%w: %.60q is none", ErrKeywords, k)
+		default:
+			left(k)
+		}
+	}
+	return out, nil
 }
 
 // takenLetters is table with a word for letters that stand for nothing but are in file names: a

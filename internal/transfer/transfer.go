@@ -245,6 +245,17 @@ func (im *importing) known(src Source, key string) bool {
 	return im.have[email] || im.m.has(memo)
 }
 
+// maxLost bounds what is told of one mailbox, whose words strangers have written.
+const maxLost = 100
+
+// left notes a keyword that a message comes without.
+func (im *importing) left(keyword string) {
+	what := fmt.Sprintf("keyword %.60s", keyword)
+	if len(im.res.Lost) < maxLost && !slices.Contains(im.res.Lost, what) {
+		im.res.Lost = append(im.res.Lost, what)
+	}
+}
+
 func (im *importing) all(ctx context.Context, src Source, next func() (Message, error, bool)) error {
 	for more := true; more; {
 		if err := ctx.Err(); err != nil {
@@ -268,7 +279,7 @@ func (im *importing) all(ctx context.Context, src Source, next func() (Message, 
 			ids, memos = append(ids, id), append(memos, memo)
 			octets += max(msg.Size, 4096)
 			im.o.progress(im.name, im.res.Known+im.res.New+len(ids), im.total)
-			return mailbox.Item{Message: msg.Body, Size: msg.Size, Flags: msg.Flags, Keywords: msg.Keywords, Internal: msg.Date, EmailID: id}, nil
+			return mailbox.Item{Message: msg.Body, Size: msg.Size, Flags: msg.Flags, Keywords: msg.Keywords, Internal: msg.Date, EmailID: id, Left: im.left}, nil
 		}
 		var err error
 		if im.o.DryRun {
