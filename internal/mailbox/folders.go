@@ -160,6 +160,9 @@ func (s *Store) Create(ctx context.Context, name string) error {
 	if _, err := s.fs.Lstat(filepath.Join(dir, "cur")); err == nil {
 		return fmt.Errorf("create %s: %w", name, ErrExists)
 	}
+	if err := s.vacate(name); err != nil {
+		return fmt.Errorf("create %s: %w", name, err)
+	}
 	if name != maildir.Inbox && s.tree.Layout == maildir.LayoutPlus {
 		if err = durable.MkdirAllOn(s.fs, dir, 0o700); err == nil {
 			err = durable.WriteFileOn(s.fs, filepath.Join(dir, maildir.FolderFile), nil, 0o600)
@@ -203,15 +206,70 @@ func (s *Store) Delete(ctx context.Context, name string) error {
 	}
 	s.forget(name)
 	counted := s.counts()
-	for _, d := range dirs {
-		if err := s.trash(d); err != nil {
-			return fmt.Errorf("delete %s: %w", name, err)
-		}
+	if err := s.trash(dirs[0]); err != nil {
+		return fmt.Errorf("delete %s: %w", name, err)
+	}
+	if err := s.clear(dirs[1:]); err != nil {
+		return fmt.Errorf("delete %s: %w", name, err)
 	}
 	if counted {
 		_, err = s.Recount(ctx)
 	}
 	return err
+}
+
+// clear removes the control files and the index of a folder without messages: its own files alone,
+// since in one layout the folders below it are directories in these. They may be on another file
+// system than the messages, and if the machine stops meanwhile, Create goes on.
+func (s *Store) clear(dirs []string) error {
+	for _, d := range dirs {
+		names, err := s.names(d)
+		if err != nil {
+			return err
+		}
+		if len(names) == 0 {
+			_ = s.fs.Remove(d) // it may not be there
+			continue
+		}
+		for _, n := range names {
+			p := filepath.Join(d, n)
+			if i, err := s.fs.Lstat(p); err != nil || i.IsDir() {
+				continue
+			}
+			if err := s.fs.Remove(p); err != nil && !errors.Is(err, fs.ErrNotExist) {
+				return err
+			}
+		}
+		if err := durable.SyncDirOn(s.fs, d); err != nil {
+			return err
+		}
+		_ = s.fs.Remove(d) // it stays when folders are in it
+	}
+	return nil
+}
+
+// vacate removes what a folder whose deletion was broken off has left under its name: with its
+// uidlist the next one would have the same UIDVALIDITY.
+func (s *Store) vacate(name string) error {
+	if name == maildir.Inbox {
+		return nil
+	}
+	dirs, err := s.placesOf(name)
+	if err == nil {
+		err = s.retire(name)
+	}
+	if err == nil {
+		err = s.clear(dirs[1:])
+	}
+	if err != nil {
+		return err
+	}
+	for _, n := range []string{maildir.UIDListName, maildir.KeywordsName, indexName, indexLock, cacheName} {
+		if err := s.fs.Remove(filepath.Join(dirs[0], n)); err != nil && !errors.Is(err, fs.ErrNotExist) {
+			return err
+		}
+	}
+	return nil
 }
 
 // placesOf are the directories of a folder: messages, control files and index, each once.
