@@ -4,6 +4,7 @@ import (
 	"errors"
 	"fmt"
 	"io"
+	"slices"
 	"strings"
 	"time"
 
@@ -12,7 +13,7 @@ import (
 
 // List returns all mailboxes.
 func (c *Client) List() ([]Mailbox, error) {
-	c.list = nil
+	c.list, c.size = nil, 0
 	_, err := c.run("LIST", func(b []byte) []byte { return append(b, ` "" "*"`...) })
 	return c.list, err
 }
@@ -51,6 +52,7 @@ func (c *Client) Messages() ([]Message, error) {
 	}
 	var list []Message
 	words := make(map[string]string)
+	flags := 0
 	limit := int(c.box.Exists) + 10_000 // mail may come meanwhile
 	c.each = func(m Message) error {
 		if len(list) >= limit {
@@ -59,12 +61,9 @@ func (c *Client) Messages() ([]Message, error) {
 		if m.UID == 0 || m.Flags == nil && m.Date.IsZero() {
 			return nil // news of something else
 		}
-		for i, f := range m.Flags {
-			if w, ok := words[f]; ok {
-				m.Flags[i] = w
-			} else if len(words) < 10_000 {
-				words[f] = f
-			}
+		m.Flags = known(words, m.Flags)
+		if flags += len(m.Flags); flags > maxFlags {
+			return c.fail(errors.New("the server tells of more flags than can be"))
 		}
 		list = append(list, m)
 		return nil
@@ -74,6 +73,27 @@ func (c *Client) Messages() ([]Message, error) {
 		return append(b, " 1:* (UID FLAGS INTERNALDATE RFC822.SIZE)"...)
 	})
 	return list, err
+}
+
+// known returns flags with the memory of words: what is held does not grow with their number.
+// Absurd ones are left out.
+func known(words map[string]string, flags []string) []string {
+	var list []string
+	if flags != nil {
+		list = make([]string, 0, len(flags))
+	}
+	for _, f := range flags {
+		w, ok := words[f]
+		if !ok {
+			if len(words) >= maxWords || len(f) > maxWord {
+				continue
+			}
+			w = f
+			words[f] = f
+		}
+		list = append(list, w)
+	}
+	return slices.Clip(list)
 }
 
 // ahead is how many messages are asked for before the first has come.

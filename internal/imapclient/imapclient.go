@@ -42,7 +42,11 @@ type Options struct {
 
 const (
 	maxMailboxes = 100_000
+	maxNames     = 16 << 20 // octets of their names
 	maxMessages  = 5_000_000
+	maxFlags     = 20_000_000 // of all messages of a mailbox
+	maxWords     = 10_000     // different flags
+	maxWord      = 255
 	lowestRate   = 1 << 10 // octets a second that a message must come with
 )
 
@@ -64,6 +68,7 @@ type Client struct {
 	box  Status
 	code string // of the last tagged response, without brackets
 	list []Mailbox
+	size int // octets of list
 	each func(Message) error
 	stop func() bool
 }
@@ -173,6 +178,10 @@ func (c *Client) open() error {
 	if c.o.Security != StartTLS {
 		return c.capabilities()
 	}
+	if c.in {
+		// RFC 9051 §7.1.4: whoever is between us wants no TLS.
+		return errors.New("the server says that we are logged in before TLS: no connection can be protected so")
+	}
 	if _, err := c.run("STARTTLS", nil); err != nil {
 		return err
 	}
@@ -181,6 +190,8 @@ func (c *Client) open() error {
 		return errors.New("octets in the clear behind the answer to STARTTLS")
 	}
 	c.startTLS()
+	// Nor are its capabilities, whoever tells of no others.
+	clear(c.caps)
 	c.told = false
 	return c.capabilities()
 }

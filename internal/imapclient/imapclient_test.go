@@ -105,6 +105,39 @@ func TestStartTLSInjection(t *testing.T) {
 	}
 }
 
+// A greeting that says we are logged in would keep TLS away.
+func TestPreauthBeforeTLS(t *testing.T) {
+	c, _ := server(t, Options{Security: StartTLS}, "* PREAUTH hi\nC: a1 STARTTLS\na1 OK go\n...\n")
+	if err := c.open(); err == nil || !strings.Contains(err.Error(), "before TLS") {
+		t.Errorf("%v", err)
+	}
+}
+
+// Servers that tell of more than there can be do not fill the memory.
+func TestBounds(t *testing.T) {
+	words := make(map[string]string)
+	var flags []string
+	for i := range maxWords + 10 {
+		flags = append(flags, fmt.Sprint("k", i))
+	}
+	list := known(words, append(flags, strings.Repeat("x", maxWord+1), "k1"))
+	if len(list) != maxWords+1 || len(words) != maxWords || list[maxWords] != "k1" {
+		t.Errorf("%d flags, %d words", len(list), len(words))
+	}
+	if got := known(words, []string{}); got == nil {
+		t.Error("no flags are not unknown ones")
+	}
+	const line = 900_000
+	script := "* PREAUTH [CAPABILITY X] hi\nC: a1 LIST \"\" \"*\"\n" + strings.Repeat("* LIST () \"/\" \""+strings.Repeat("a", line)+"\"\n", maxNames/line+2) + "a1 OK done\n"
+	c, _ := server(t, Options{}, script)
+	if err := c.open(); err != nil {
+		t.Fatal(err)
+	}
+	if list, err := c.List(); err == nil {
+		t.Errorf("%d names", len(list))
+	}
+}
+
 func TestFetch(t *testing.T) {
 	c, done := server(t, Options{}, `* PREAUTH [CAPABILITY IMAP4rev1] hi
 C: a1 EXAMINE "Entw&APw-rfe x"

@@ -176,8 +176,12 @@ func (c *Client) listed() {
 		c.r.SP()
 		c.r.Skipped()
 	}
-	if len(c.list) >= maxMailboxes {
-		c.r.Fail("more than %d mailboxes", maxMailboxes)
+	c.size += len(m.Name)
+	for _, f := range m.Flags {
+		c.size += len(f)
+	}
+	if len(c.list) >= maxMailboxes || c.size > maxNames {
+		c.r.Fail("more than %d mailboxes, or %d octets of names", maxMailboxes, maxNames)
 		return
 	}
 	c.list = append(c.list, m)

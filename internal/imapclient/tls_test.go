@@ -60,7 +60,7 @@ func TestDovecotLogin(t *testing.T) {
 		t.Fatal(err)
 	}
 	cert, key, pool := certificate(t, dir)
-	d, err := mailtest.StartDovecot(mailtest.DovecotOptions{Dir: dir, Maildir: dir + "/home/md", More: "auth_failure_delay = 0\nssl = yes\nssl_cert = <" + cert + "\nssl_key = <" + key + "\n"})
+	d, err := mailtest.StartDovecot(mailtest.DovecotOptions{Dir: dir, Maildir: dir + "/home/md", More: "auth_failure_delay = 0\nservice anvil {\n  unix_listener anvil-auth-penalty {\n    mode = 0\n  }\n}\nssl = yes\nssl_cert = <" + cert + "\nssl_key = <" + key + "\n"})
 	if err != nil {
 		t.Fatal(err)
 	}
