@@ -3,7 +3,6 @@ package main
 import (
 	"pennypost/internal/config"
 	"pennypost/internal/daemon"
-	"pennypost/internal/daemon/login"
 	"pennypost/internal/pop3"
 )
 
@@ -15,7 +14,7 @@ func (k *checker) pop3(cfg *config.Config) {
 	}
 	for _, l := range p.Listen {
 		switch {
-		case login.HasCerts(cfg):
+		case cfg.TLS.HasCerts():
 		case l.Role == pop3.TLS:
 			k.fail("pop3.listen "+l.Addr, "has no certificate", "set tls.cert and tls.key: until then mpop3d does not start")
 		case len(p.ClearFrom) == 0:

@@ -117,7 +117,7 @@ func (s *servers) tls(role string) *tls.Config {
 
 // openCerts is nil where no certificate is configured. With a play no key is read.
 func openCerts(cfg *config.Config, log *slog.Logger, p *play, late bool) (*certs.Store, error) {
-	if p != nil && login.HasCerts(cfg) {
+	if p != nil && cfg.TLS.HasCerts() {
 		return &certs.Store{}, nil
 	}
 	return login.Certs(cfg, cfg.Accounts.Certificates != "", late, log)

@@ -102,6 +102,9 @@ type TLS struct {
 	ClientCA     string        `toml:"client_ca"`   // PEM; authorities that vouch for users' certificates
 }
 
+// HasCerts tells whether a server has a certificate.
+func (t TLS) HasCerts() bool { return t.Cert != "" || len(t.Certificates) > 0 }
+
 // Certificate is one more certificate of a server.
 type Certificate struct {
 	Cert string `toml:"cert"` // PEM chain
