@@ -10,6 +10,7 @@ import (
 
 	"pennypost/internal/accounts"
 	"pennypost/internal/auth"
+	"pennypost/internal/auth/service"
 	"pennypost/internal/cli"
 	"pennypost/internal/daemon"
 	"pennypost/internal/daemon/login"
@@ -106,7 +107,7 @@ func change(t *task) error {
 // record is what is stored of a password under one scheme.
 func record(scheme, pw string) (string, error) {
 	if name := strings.ToUpper(scheme); name == auth.SCRAMSHA256 || name == auth.SCRAMSHA1 {
-		return auth.NewRecord(name, pw)
+		return service.NewRecord(name, pw)
 	}
 	return password.New(scheme, pw)
 }
@@ -135,7 +136,7 @@ func records(c *urfave.Context, pw string) ([]string, error) {
 		if strings.HasPrefix(first, "{"+m+"}") {
 			continue
 		}
-		r, err := auth.NewRecord(m, pw)
+		r, err := service.NewRecord(m, pw)
 		if err != nil && !c.IsSet("scram") {
 			return rs, nil //nolint:nilerr // a password that SCRAM cannot carry is one for the hash alone
 		}

@@ -1,19 +1,17 @@
-// Package auth decides who a user is: it checks passwords and speaks the server's side of SCRAM,
-// bounds the work, slows guessing down, and hands out tickets. It hides the stored records, the
-// remembered passwords, the state of the limits and the socket of mauth(7). A Service does all
-// that in its own process; a Client asks the Service of "mpasswd serve". Both give the same
-// answers to the same questions.
+// Package auth asks who a user is. It has the questions (Checker), a Client that puts them to
+// "mpasswd serve", and Serve, which answers for it: both ends of the socket of mauth(7), whose
+// lines it hides. The one who knows the answers is auth/service; who only asks does not link it,
+// nor the tables of Unicode that SCRAM needs and that take a quarter of a millisecond to set up.
 package auth
 
 import (
 	"context"
 	"errors"
 	"fmt"
-	"log/slog"
 	"net/netip"
-	"time"
+	"strings"
+	"unicode/utf8"
 
-	"pennypost/internal/accounts"
 	"pennypost/internal/sasl"
 )
 
@@ -25,6 +23,9 @@ const (
 	SCRAMSHA256Plus = "SCRAM-SHA-256-PLUS"
 )
 
+// MaxSCRAM bounds a message of SCRAM: a name, a nonce and a proof need a few hundred octets.
+const MaxSCRAM = 4096
+
 // ErrSlow says that too many wrong passwords were given for the account, or from the network,
 // for this one to be looked at now. It comes wrapped together with sasl.ErrTemporary.
 var ErrSlow = errors.New("too many failed logins, try again later")
@@ -33,7 +34,7 @@ var ErrSlow = errors.New("too many failed logins, try again later")
 // sasl.ErrTemporary.
 var ErrBusy = errors.New("too many logins at once, try again later")
 
-// Checker is what a daemon needs; *Service and *Client are ones. An error wraps sasl.ErrRefused
+// Checker is what a daemon needs; *Client and *service.Service are ones. An error wraps sasl.ErrRefused
 // when the answer is no, sasl.ErrSyntax when the client's words do not fit, and is temporary
 // otherwise: then it wraps sasl.ErrTemporary. It may be used by many goroutines at once.
 type Checker interface {
@@ -60,12 +61,27 @@ type Attempt struct {
 	Ticket   bool // a ticket is wanted
 }
 
+// Usable keeps out what no account can have and what a line of JSON cannot hold.
+func (a Attempt) Usable() bool {
+	return a.Login != "" && a.Password != "" && len(a.Login) <= 1024 && len(a.Password) <= 1024 &&
+		utf8.ValidString(a.Login) && utf8.ValidString(a.Password)
+}
+
 // Exchange says how SCRAM is to be spoken.
 type Exchange struct {
 	Mechanism string // one of the four above
 	Binding   Binding
 	From      netip.Addr
 	Ticket    bool // a ticket is wanted
+}
+
+// check refuses a mechanism that is none of SCRAM.
+func (x Exchange) check() error {
+	switch strings.TrimSuffix(x.Mechanism, "-PLUS") {
+	case SCRAMSHA1, SCRAMSHA256:
+		return nil
+	}
+	return fmt.Errorf("%w: unknown mechanism %q", sasl.ErrSyntax, x.Mechanism)
 }
 
 // Server is the server's side of one SCRAM exchange.
@@ -87,194 +103,4 @@ type Identity struct {
 type Binding struct {
 	Type string // "tls-exporter", RFC 9266
 	Data []byte
-}
-
-// Options say what a Service works with.
-type Options struct {
-	Accounts *accounts.Accounts
-	// Program is asked about logins that Accounts has no secret for, by the checkpassword
-	// interface; the first element is the program. Empty: nobody is asked.
-	Program []string
-	Hashes  int           // passwords in work at once; default the number of CPUs
-	Queue   int           // passwords that wait for their turn; default 256
-	Keep    time.Duration // how long a right password is remembered; default 5m, below 0 not at all
-	// State is the file that the counts of wrong passwords are kept in, so that processes share
-	// them and a restart forgets none. "", or one that cannot be used, is memory.
-	State string
-	Now   func() time.Time                                 // default time.Now
-	Sleep func(ctx context.Context, d time.Duration) error // default a timer
-	// Log gets the faults of the service itself and, by Serve, a line for each login that failed;
-	// a daemon that asks in its own process has its own line for it.
-	Log *slog.Logger
-}
-
-// Service checks passwords in this process. It may be used by many goroutines at once.
-type Service struct {
-	o       Options
-	key     [32]byte // of all keyed hashes; the same in all processes that share State
-	gate    *gate
-	limits  *limits
-	memo    *memo
-	tickets *tickets
-}
-
-// New makes a Service.
-func New(o Options) *Service {
-	if o.Now == nil {
-		o.Now = time.Now
-	}
-	if o.Sleep == nil {
-		o.Sleep = sleep
-	}
-	if o.Log == nil {
-		o.Log = slog.New(slog.DiscardHandler)
-	}
-	if o.Keep == 0 {
-		o.Keep = 5 * time.Minute
-	}
-	t, err := openTable(o.State)
-	if err != nil {
-		o.Log.Warn("counts of wrong passwords are kept in memory only", "file", o.State, "err", err)
-		t = newTable()
-	}
-	s := &Service{
-		o: o, key: t.key, gate: newGate(o.Hashes, o.Queue), limits: &limits{table: t, now: o.Now},
-		memo: newMemo(o.Keep, o.Now), tickets: newTickets(o.Now),
-	}
-	return s
-}
-
-func sleep(ctx context.Context, d time.Duration) error {
-	t := time.NewTimer(d)
-	defer t.Stop()
-	select {
-	case <-t.C:
-		return nil
-	case <-ctx.Done():
-		return ctx.Err()
-	}
-}
-
-// temporary makes err one that says nothing about the password.
-func temporary(err error) error {
-	if errors.Is(err, sasl.ErrTemporary) {
-		return err
-	}
-	return fmt.Errorf("%w: %w", sasl.ErrTemporary, err)
-}
-
-// Password implements Checker.
-func (s *Service) Password(ctx context.Context, login, password string, from netip.Addr) (string, error) {
-	id, err := s.Login(ctx, Attempt{Login: login, Password: password, From: from})
-	return id.Address, err
-}
-
-// Login implements Checker.
-func (s *Service) Login(ctx context.Context, a Attempt) (Identity, error) {
-	if !usable(a) {
-		return Identity{}, sasl.ErrRefused
-	}
-	sec, known, err := s.o.Accounts.Secret(a.Login)
-	if err != nil {
-		return Identity{}, temporary(err)
-	}
-	g := guess{account: sec.Address, from: network(a.From)}
-	if sec.Address == "" {
-		g.account = "?" + a.Login // no address: counted all the same
-	}
-	print := s.fingerprint("password", sec.Address, fullText(sec), a.Password)
-	if known && s.memo.has(print) && sec.Refused == nil {
-		return s.identity(sec, a.Ticket)
-	}
-	if s.limits.repeated(g, print) {
-		if !s.asksProgram(&sec, known) {
-			return Identity{}, sasl.ErrRefused
-		}
-		g.free = true // wrong before, and right by now if it was set meanwhile: only the program knows
-	}
-	if err := s.slow(ctx, &g); err != nil {
-		return Identity{}, err
-	}
-	ok, err := s.verify(ctx, &sec, known, a.Password, a.From)
-	switch {
-	case err != nil:
-		s.limits.undo(g)
-		return Identity{}, temporary(err)
-	case !ok:
-		if !g.free {
-			s.limits.failed(g, print)
-		}
-		return Identity{}, sasl.ErrRefused
-	}
-	s.limits.succeeded(g)
-	if known {
-		s.memo.add(print)
-	}
-	return s.identity(sec, a.Ticket)
-}
-
-// slow counts the guess and waits as long as the limits ask for.
-func (s *Service) slow(ctx context.Context, g *guess) error {
-	if g.free {
-		return nil
-	}
-	wait, err := s.limits.begin(g)
-	if err != nil {
-		return fmt.Errorf("%w: %w", sasl.ErrTemporary, err)
-	}
-	if wait > 0 {
-		if err := s.o.Sleep(ctx, wait); err != nil {
-			return temporary(err)
-		}
-	}
-	return nil
-}
-
-// identity is the answer to a right password.
-func (s *Service) identity(sec accounts.Secret, ticket bool) (Identity, error) {
-	id := Identity{Address: sec.Address}
-	if !ticket {
-		return id, nil
-	}
-	var err error
-	if id.Ticket, err = s.tickets.issue(sec.Address, s.fingerprint("ticket", sec.Address, fullText(sec), "")); err != nil {
-		return Identity{}, temporary(err)
-	}
-	return id, nil
-}
-
-// Redeem implements Checker. A ticket whose account has changed since is worth nothing.
-func (s *Service) Redeem(_ context.Context, ticket string) (string, error) {
-	address, print, ok := s.tickets.take(ticket)
-	if !ok {
-		return "", sasl.ErrRefused
-	}
-	sec, known, err := s.o.Accounts.Secret(address)
-	if err != nil {
-		return "", temporary(err)
-	}
-	if (!known && len(s.o.Program) == 0) || s.fingerprint("ticket", sec.Address, fullText(sec), "") != print {
-		return "", sasl.ErrRefused
-	}
-	return address, nil
-}
-
-// Mechanisms implements Checker.
-func (s *Service) Mechanisms(context.Context) ([]string, error) {
-	have, plain, err := s.o.Accounts.SCRAM()
-	if err != nil {
-		return nil, temporary(err)
-	}
-	var out []string
-	for _, m := range []string{SCRAMSHA256, SCRAMSHA1} {
-		for _, h := range have {
-			if h == m && !plain {
-				out = append(out, m)
-			}
-		}
-		if plain {
-			out = append(out, m)
-		}
-	}
-	return out, nil
 }

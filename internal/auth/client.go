@@ -11,7 +11,6 @@ import (
 	"sync"
 	"syscall"
 	"time"
-	"unicode/utf8"
 
 	"pennypost/internal/sasl"
 )
@@ -119,7 +118,7 @@ func (c *Client) begin(ctx context.Context, r request) (*line, reply, error) {
 	for try := 1; ; try++ {
 		l, used, err := c.get(ctx, try > 1)
 		if err != nil {
-			return nil, reply{}, temporary(err)
+			return nil, reply{}, sasl.Temporary(err)
 		}
 		a, err := c.ask(ctx, l, r)
 		if err == nil {
@@ -128,7 +127,7 @@ func (c *Client) begin(ctx context.Context, r request) (*line, reply, error) {
 		l.c.Close()
 		gone := errors.Is(err, io.EOF) || errors.Is(err, syscall.EPIPE) || errors.Is(err, syscall.ECONNRESET)
 		if !used || !gone || try == dialTries {
-			return nil, reply{}, temporary(err)
+			return nil, reply{}, sasl.Temporary(err)
 		}
 	}
 }
@@ -155,23 +154,17 @@ func (c *Client) Password(ctx context.Context, login, password string, from neti
 
 // Login implements Checker.
 func (c *Client) Login(ctx context.Context, a Attempt) (Identity, error) {
-	if !usable(a) {
+	if !a.Usable() {
 		return Identity{}, sasl.ErrRefused
 	}
 	r, err := c.one(ctx, request{Op: opPassword, Login: a.Login, Password: a.Password, From: addr(a.From), WantTick: a.Ticket})
 	if err == nil && r.User == "" {
-		err = temporary(errors.New("password service: an answer without a user"))
+		err = sasl.Temporary(errors.New("password service: an answer without a user"))
 	}
 	if err != nil {
 		return Identity{}, err
 	}
 	return Identity{Address: r.User, Ticket: r.Ticket}, nil
-}
-
-// usable keeps out what no account can have and what a line of JSON cannot hold.
-func usable(a Attempt) bool {
-	return a.Login != "" && a.Password != "" && len(a.Login) <= 1024 && len(a.Password) <= 1024 &&
-		utf8.ValidString(a.Login) && utf8.ValidString(a.Password)
 }
 
 func addr(a netip.Addr) string {
@@ -191,7 +184,7 @@ func (c *Client) Mechanisms(ctx context.Context) ([]string, error) {
 func (c *Client) Redeem(ctx context.Context, ticket string) (string, error) {
 	r, err := c.one(ctx, request{Op: opRedeem, Ticket: ticket})
 	if err == nil && r.User == "" {
-		err = temporary(errors.New("password service: an answer without a user"))
+		err = sasl.Temporary(errors.New("password service: an answer without a user"))
 	}
 	if err != nil {
 		return "", err
@@ -201,8 +194,8 @@ func (c *Client) Redeem(ctx context.Context, ticket string) (string, error) {
 
 // SCRAM implements Checker.
 func (c *Client) SCRAM(_ context.Context, x Exchange) (Server, error) {
-	if _, _, _, ok := hashOf(x.Mechanism); !ok {
-		return nil, fmt.Errorf("%w: unknown mechanism %q", sasl.ErrSyntax, x.Mechanism)
+	if err := x.check(); err != nil {
+		return nil, err
 	}
 	return &remote{c: c, x: x}, nil
 }
@@ -217,7 +210,7 @@ type remote struct {
 }
 
 func (r *remote) Next(ctx context.Context, response []byte) (challenge []byte, done bool, err error) {
-	if len(response) > maxSCRAM || r.over {
+	if len(response) > MaxSCRAM || r.over {
 		return nil, false, sasl.ErrSyntax
 	}
 	if response == nil && r.l == nil {
@@ -235,7 +228,7 @@ func (r *remote) Next(ctx context.Context, response []byte) (challenge []byte, d
 		}
 	} else if a, err = r.c.ask(ctx, r.l, request{Op: opResponse, Response: response}); err != nil {
 		r.Close()
-		return nil, false, temporary(err)
+		return nil, false, sasl.Temporary(err)
 	}
 	if err := a.err(); err != nil {
 		r.end()
@@ -246,7 +239,7 @@ func (r *remote) Next(ctx context.Context, response []byte) (challenge []byte, d
 	}
 	r.end()
 	if a.User == "" {
-		return nil, false, temporary(errors.New("password service: an answer without a user"))
+		return nil, false, sasl.Temporary(errors.New("password service: an answer without a user"))
 	}
 	r.id = Identity{Address: a.User, Ticket: a.Ticket}
 	return nil, true, nil

@@ -3,7 +3,6 @@ package auth
 import (
 	"bufio"
 	"bytes"
-	"context"
 	"encoding/json"
 	"errors"
 	"fmt"
@@ -17,11 +16,8 @@ import (
 // maxLine bounds a line of mauth(7): a password of 1024 octets, escaped, is the longest part.
 const maxLine = 16 << 10
 
-// Times of a connection: between two requests, and for the client's part of an exchange.
-const (
-	idleTime  = time.Minute
-	writeTime = 10 * time.Second
-)
+// writeTime is how long the other end may take to read a line.
+const writeTime = 10 * time.Second
 
 // The words of "op".
 const (
@@ -112,11 +108,11 @@ func (r reply) err() error {
 	case errSyntax:
 		return sasl.ErrSyntax
 	case errSlow:
-		return temporary(ErrSlow)
+		return sasl.Temporary(ErrSlow)
 	case errBusy:
-		return temporary(ErrBusy)
+		return sasl.Temporary(ErrBusy)
 	}
-	return temporary(fmt.Errorf("password service: %q", r.Text))
+	return sasl.Temporary(fmt.Errorf("password service: %q", r.Text))
 }
 
 // line is one end of a connection.
@@ -146,113 +142,4 @@ func (l *line) write(v any) error {
 	}
 	_, err = l.c.Write(append(b, '\n'))
 	return err
-}
-
-// Serve answers the requests of one connection, one after the other, until the peer has no more
-// or ctx ends. redeem tells whether the peer may take tickets.
-func (s *Service) Serve(ctx context.Context, c net.Conn, redeem bool) error {
-	l := newLine(c)
-	stop := context.AfterFunc(ctx, func() { _ = c.SetReadDeadline(time.Unix(1, 0)) }) // fails only on a closed connection
-	defer stop()
-	var open Server // an exchange in progress
-	for {
-		if err := c.SetReadDeadline(time.Now().Add(idleTime)); err != nil {
-			return nil //nolint:nilerr // the peer is gone between two requests
-		}
-		if ctx.Err() != nil {
-			return nil
-		}
-		b, err := l.read()
-		if err != nil {
-			if errors.Is(err, bufio.ErrBufferFull) {
-				return errors.Join(errors.New("line too long"), l.write(reply{Error: errSyntax, Text: "line too long"}))
-			}
-			return nil //nolint:nilerr // the end, or silence: the client comes again when it has a question
-		}
-		r, from, err := parseRequest(b)
-		if err != nil {
-			return errors.Join(err, l.write(reply{Error: errSyntax, Text: err.Error()}))
-		}
-		var a reply
-		if r.Op == opSCRAM || r.Op == opResponse {
-			a, open = s.step(ctx, open, r, from)
-		} else {
-			a = s.answer(ctx, r, from, redeem)
-		}
-		if err := l.write(a); err != nil {
-			return err
-		}
-	}
-}
-
-// answer does everything but SCRAM.
-func (s *Service) answer(ctx context.Context, r request, from netip.Addr, redeem bool) (a reply) {
-	var err error
-	switch {
-	case r.Op == opPassword:
-		var id Identity
-		if id, err = s.Login(ctx, Attempt{Login: r.Login, Password: r.Password, From: from, Ticket: r.WantTick}); err == nil {
-			a = reply{OK: true, User: id.Address, Ticket: id.Ticket}
-		}
-	case r.Op == opMechanisms:
-		if a.Mechanisms, err = s.Mechanisms(ctx); err == nil {
-			a.OK = true
-		}
-	case !redeem:
-		s.o.Log.Warn("ticket refused: the peer may not take any")
-		err = sasl.ErrRefused
-	default:
-		if a.User, err = s.Redeem(ctx, r.Ticket); err == nil {
-			a.OK = true
-		}
-	}
-	if err != nil {
-		s.logFailure(r.Op, r.Login, r.From, err)
-		return failure(err)
-	}
-	return a
-}
-
-// logFailure says why a login failed, without the password.
-func (s *Service) logFailure(op, login, from string, err error) {
-	log := s.o.Log.With("user", login[:min(len(login), 128)], "peer", from, "op", op)
-	switch {
-	case errors.Is(err, sasl.ErrRefused):
-		log.Info("login refused")
-	case errors.Is(err, ErrSlow), errors.Is(err, ErrBusy):
-		log.Warn("login put off", "err", err)
-	case !errors.Is(err, sasl.ErrSyntax):
-		log.Error("password check failed", "err", err)
-	}
-}
-
-// step carries an exchange on and returns it as long as it goes on.
-func (s *Service) step(ctx context.Context, open Server, r request, from netip.Addr) (reply, Server) {
-	var err error
-	if r.Op == opSCRAM {
-		x := Exchange{Mechanism: r.Mechanism, From: from, Ticket: r.WantTick}
-		if r.Binding != nil {
-			x.Binding = Binding(*r.Binding)
-		}
-		if open, err = s.SCRAM(ctx, x); err != nil {
-			return failure(err), nil
-		}
-	}
-	if open == nil {
-		return reply{Error: errSyntax, Text: "no exchange to respond to"}, nil
-	}
-	if r.Response == nil {
-		r.Response = []byte{}
-	}
-	challenge, done, err := open.Next(ctx, r.Response)
-	switch {
-	case err != nil:
-		if e, ok := open.(*exchange); ok {
-			s.logFailure(e.x.Mechanism, e.login, addr(e.x.From), err)
-		}
-		return failure(err), nil
-	case done:
-		return reply{OK: true, User: open.User(), Ticket: open.Ticket()}, nil
-	}
-	return reply{Challenge: challenge}, open
 }

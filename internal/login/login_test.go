@@ -28,6 +28,7 @@ import (
 
 	"pennypost/internal/accounts"
 	"pennypost/internal/auth"
+	"pennypost/internal/auth/service"
 	"pennypost/internal/sasl"
 )
 
@@ -36,13 +37,13 @@ var home = netip.MustParseAddrPort("192.0.2.7:1234")
 // rig is a site: alice has a password, bob keys for SCRAM.
 type rig struct {
 	Options
-	service *auth.Service
+	service *service.Service
 	log     bytes.Buffer
 }
 
 func newRig(t *testing.T) *rig {
 	t.Helper()
-	record, err := auth.NewRecord(auth.SCRAMSHA256, "secret")
+	record, err := service.NewRecord(auth.SCRAMSHA256, "secret")
 	if err != nil {
 		t.Fatal(err)
 	}
@@ -64,7 +65,7 @@ func newRig(t *testing.T) *rig {
 	}
 	r := &rig{}
 	log := slog.New(slog.NewTextHandler(&r.log, nil))
-	r.service = auth.New(auth.Options{Accounts: acc, Log: slog.New(slog.DiscardHandler), Sleep: func(context.Context, time.Duration) error { return nil }})
+	r.service = service.New(service.Options{Accounts: acc, Log: slog.New(slog.DiscardHandler), Sleep: func(context.Context, time.Duration) error { return nil }})
 	r.Options = Options{
 		Passwords: r.service, Accounts: acc, Domains: []string{"home.test"}, Role: "pop3", Log: log,
 		Token: func(_ context.Context, _, token string) (string, error) {

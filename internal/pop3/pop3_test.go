@@ -22,7 +22,7 @@ import (
 	"time"
 
 	"pennypost/internal/accounts"
-	"pennypost/internal/auth"
+	"pennypost/internal/auth/service"
 	"pennypost/internal/durable"
 	"pennypost/internal/login"
 	"pennypost/internal/mailbox"
@@ -131,7 +131,7 @@ func testServer(t testing.TB, d *fakeDrop) (*Server, *bytes.Buffer) {
 	return &Server{
 		Hostname: "mx.example.test", Role: Clear, Expire: -1, Log: log, TLS: testTLS(t),
 		Login: &login.Options{
-			Passwords: auth.New(auth.Options{Accounts: acc, Log: log}), Accounts: acc, Domains: []string{"example.test"}, Role: Clear, Log: log,
+			Passwords: service.New(service.Options{Accounts: acc, Log: log}), Accounts: acc, Domains: []string{"example.test"}, Role: Clear, Log: log,
 			Token: func(_ context.Context, _, token string) (string, error) {
 				if token != "t0ken" {
 					return "", sasl.ErrRefused

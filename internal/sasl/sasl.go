@@ -27,6 +27,14 @@ var (
 	ErrNeedTLS   = errors.New("mechanism needs an encrypted connection") // 538 5.7.11
 )
 
+// Temporary makes err one that says nothing about the password.
+func Temporary(err error) error {
+	if errors.Is(err, ErrTemporary) {
+		return err
+	}
+	return fmt.Errorf("%w: %w", ErrTemporary, err)
+}
+
 // Server is the server's side of one exchange; it is used once, by one goroutine.
 type Server interface {
 	// Next takes the client's response, nil where it sent none yet (no initial response), and

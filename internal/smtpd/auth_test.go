@@ -26,6 +26,7 @@ import (
 
 	"pennypost/internal/accounts"
 	"pennypost/internal/auth"
+	"pennypost/internal/auth/service"
 	"pennypost/internal/login"
 	"pennypost/internal/sasl"
 	"pennypost/internal/smtp"
@@ -184,7 +185,7 @@ func TestAnnounced(t *testing.T) {
 
 // withRecords lets a real service answer, from a file with a plain password.
 func withRecords(f *fixture) {
-	f.o.Auth.Passwords = auth.New(auth.Options{Accounts: f.realAccounts})
+	f.o.Auth.Passwords = service.New(service.Options{Accounts: f.realAccounts})
 }
 
 func newRecords(t *testing.T) *accounts.Accounts {

@@ -8,6 +8,7 @@ import (
 
 	"pennypost/internal/accounts"
 	"pennypost/internal/auth"
+	"pennypost/internal/auth/service"
 	"pennypost/internal/certs"
 	"pennypost/internal/config"
 	"pennypost/internal/token"
@@ -16,7 +17,7 @@ import (
 // Certs opens the certificates of [tls]; nil where none is configured. askClients wants a
 // certificate of every client; late leaves the files to the first handshake.
 func Certs(cfg *config.Config, askClients, late bool, log *slog.Logger) (*certs.Store, error) {
-	if !HasCerts(cfg) {
+	if !cfg.TLS.HasCerts() {
 		return nil, nil
 	}
 	var pairs []certs.Pair
@@ -29,9 +30,6 @@ func Certs(cfg *config.Config, askClients, late bool, log *slog.Logger) (*certs.
 	return certs.Open(certs.Options{Pairs: pairs, ClientCA: cfg.TLS.ClientCA, AskClients: askClients, Late: late, Log: log})
 }
 
-// HasCerts tells whether [tls] names a certificate.
-func HasCerts(cfg *config.Config) bool { return cfg.TLS.Cert != "" || len(cfg.TLS.Certificates) > 0 }
-
 // Passwords is who checks them: "mpasswd serve" where it has a socket, else the same code here.
 func Passwords(cfg *config.Config, acc *accounts.Accounts, log *slog.Logger) auth.Checker {
 	if cfg.Accounts.AuthSocket != "" {
@@ -41,8 +39,8 @@ func Passwords(cfg *config.Config, acc *accounts.Accounts, log *slog.Logger) aut
 }
 
 // Service checks passwords in this process. state is the file of the counts of wrong ones, or "".
-func Service(cfg *config.Config, acc *accounts.Accounts, state string, log *slog.Logger) *auth.Service {
-	return auth.New(auth.Options{Accounts: acc, Program: cfg.Accounts.CheckPassword, State: state, Log: log})
+func Service(cfg *config.Config, acc *accounts.Accounts, state string, log *slog.Logger) *service.Service {
+	return service.New(service.Options{Accounts: acc, Program: cfg.Accounts.CheckPassword, State: state, Log: log})
 }
 
 // Tokens is who checks OAuth tokens; nil where nobody does.

@@ -1,4 +1,4 @@
-package auth
+package service
 
 import (
 	"context"
@@ -13,6 +13,7 @@ import (
 	"github.com/xdg-go/scram"
 
 	"pennypost/internal/accounts"
+	"pennypost/internal/auth"
 	"pennypost/internal/password"
 	"pennypost/internal/sasl"
 )
@@ -25,16 +26,13 @@ const (
 	maxIterations   = 1_000_000
 )
 
-// maxSCRAM bounds a message of SCRAM: a name, a nonce and a proof need a few hundred octets.
-const maxSCRAM = 4096
-
 // hashOf returns the hash of a mechanism, and whether it is a -PLUS form.
 func hashOf(mechanism string) (h scram.HashGeneratorFcn, base string, plus, ok bool) {
 	base, plus = strings.CutSuffix(mechanism, "-PLUS")
 	switch base {
-	case SCRAMSHA1:
+	case auth.SCRAMSHA1:
 		return scram.SHA1, base, plus, true
-	case SCRAMSHA256:
+	case auth.SCRAMSHA256:
 		return scram.SHA256, base, plus, true
 	}
 	return nil, "", false, false
@@ -45,7 +43,7 @@ func hashOf(mechanism string) (h scram.HashGeneratorFcn, base string, plus, ok b
 func NewRecord(mechanism, plain string) (string, error) {
 	h, base, plus, ok := hashOf(mechanism)
 	if !ok || plus {
-		return "", fmt.Errorf("%s is not one of %s %s", mechanism, SCRAMSHA256, SCRAMSHA1)
+		return "", fmt.Errorf("%s is not one of %s %s", mechanism, auth.SCRAMSHA256, auth.SCRAMSHA1)
 	}
 	salt := make([]byte, 16)
 	rand.Read(salt)
@@ -145,7 +143,7 @@ func (s *Service) credentials(ctx context.Context, mechanism string, sec account
 // exchange is a SCRAM conversation with a client.
 type exchange struct {
 	s      *Service
-	x      Exchange
+	x      auth.Exchange
 	conv   *scram.ServerConversation
 	sec    accounts.Secret
 	known  bool
@@ -153,12 +151,12 @@ type exchange struct {
 	guess  guess
 	login  string
 	step   int
-	id     Identity
+	id     auth.Identity
 	failed error // of the look-up
 }
 
-// SCRAM implements Checker.
-func (s *Service) SCRAM(_ context.Context, x Exchange) (Server, error) {
+// SCRAM implements auth.Checker.
+func (s *Service) SCRAM(_ context.Context, x auth.Exchange) (auth.Server, error) {
 	_, _, plus, ok := hashOf(x.Mechanism)
 	if !ok {
 		return nil, fmt.Errorf("%w: unknown mechanism %q", sasl.ErrSyntax, x.Mechanism)
@@ -171,7 +169,7 @@ func (s *Service) SCRAM(_ context.Context, x Exchange) (Server, error) {
 
 // Next implements sasl.Server.
 func (e *exchange) Next(ctx context.Context, response []byte) (challenge []byte, done bool, err error) {
-	if len(response) > maxSCRAM {
+	if len(response) > auth.MaxSCRAM {
 		return nil, false, sasl.ErrSyntax
 	}
 	if response == nil && e.step == 0 {
@@ -207,7 +205,10 @@ func (e *exchange) User() string {
 	return e.id.Address
 }
 
-// Ticket implements Server.
+// Claimed implements sasl.Claimer.
+func (e *exchange) Claimed() string { return e.login }
+
+// Ticket implements auth.Server.
 func (e *exchange) Ticket() string {
 	if e.step != 3 {
 		return ""
@@ -215,7 +216,7 @@ func (e *exchange) Ticket() string {
 	return e.id.Ticket
 }
 
-// Close implements Server. A proof that never came has been counted like a wrong one.
+// Close implements auth.Server. A proof that never came has been counted like a wrong one.
 func (e *exchange) Close() {
 	if e.step != 3 {
 		e.step = 4
@@ -230,7 +231,7 @@ func (e *exchange) begin(ctx context.Context, msg string) ([]byte, error) {
 		return e.cred, e.failed
 	})
 	if err != nil {
-		return nil, temporary(err)
+		return nil, sasl.Temporary(err)
 	}
 	b := scram.ChannelBinding{Type: scram.ChannelBindingType(e.x.Binding.Type), Data: e.x.Binding.Data}
 	e.conv = server.NewConversationWithChannelBinding(b)
@@ -256,7 +257,7 @@ func (e *exchange) begin(ctx context.Context, msg string) ([]byte, error) {
 // lookUp finds the keys of the account, counts the guess and waits where guessing is slowed.
 func (e *exchange) lookUp(ctx context.Context, login string) (err error) {
 	if e.sec, e.known, err = e.s.o.Accounts.Secret(login); err != nil {
-		return temporary(err)
+		return sasl.Temporary(err)
 	}
 	e.guess = guess{account: e.sec.Address, from: network(e.x.From), hidden: true}
 	if e.sec.Address == "" {
@@ -266,7 +267,7 @@ func (e *exchange) lookUp(ctx context.Context, login string) (err error) {
 		err = e.sec.Refused
 	}
 	if err != nil {
-		return temporary(err)
+		return sasl.Temporary(err)
 	}
 	return e.s.slow(ctx, &e.guess)
 }

@@ -1,4 +1,4 @@
-package auth
+package service
 
 import (
 	"fmt"
@@ -6,6 +6,7 @@ import (
 	"testing"
 
 	"pennypost/internal/accounts"
+	"pennypost/internal/auth"
 	"pennypost/internal/password"
 )
 
@@ -38,7 +39,7 @@ func BenchmarkLogin(b *testing.B) {
 						o.State = b.TempDir() + "/guesses"
 					}
 				})
-				var c Checker = r.Service
+				var c auth.Checker = r.Service
 				if where == "socket" || where == "remembered" {
 					c = r.socket(b, false)
 				}

@@ -1,8 +1,10 @@
-package auth
+package service
 
 import (
 	"net/netip"
 	"time"
+
+	"pennypost/internal/auth"
 )
 
 // What slows guessing. The first wrong passwords cost nothing but the protocol's own delay; each
@@ -130,7 +132,7 @@ func (l *limits) begin(g *guess) (wait time.Duration, err error) {
 			}
 		}
 		if wait > maxWait {
-			err = ErrSlow
+			err = auth.ErrSlow
 			*pair, *account, *network = p, a, n
 		}
 	})

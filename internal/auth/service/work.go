@@ -1,4 +1,4 @@
-package auth
+package service
 
 import (
 	"context"
@@ -14,6 +14,7 @@ import (
 	"time"
 
 	"pennypost/internal/accounts"
+	"pennypost/internal/auth"
 )
 
 // gate bounds the hashes in progress; the others wait in line, and the line has an end.
@@ -38,7 +39,7 @@ func (g *gate) do(ctx context.Context, fn func() error) error {
 	case g.line <- struct{}{}:
 		defer func() { <-g.line }()
 	default:
-		return ErrBusy
+		return auth.ErrBusy
 	}
 	select {
 	case g.run <- struct{}{}:

@@ -1,22 +1,21 @@
-package auth
+package service
 
 import (
-	"encoding/json"
 	"errors"
 	"net/netip"
-	"reflect"
 	"strings"
 	"testing"
 	"time"
 
 	"github.com/xdg-go/scram"
 
+	"pennypost/internal/auth"
 	"pennypost/internal/password"
 	"pennypost/internal/sasl"
 )
 
 func TestRecords(t *testing.T) {
-	for _, m := range []string{SCRAMSHA256, SCRAMSHA1} {
+	for _, m := range []string{auth.SCRAMSHA256, auth.SCRAMSHA1} {
 		r, err := NewRecord(m, "correct horse")
 		if err != nil {
 			t.Fatal(err)
@@ -33,23 +32,23 @@ func TestRecords(t *testing.T) {
 	}
 	// Made by doveadm pw, which also verifies ours.
 	for m, r := range map[string]string{
-		SCRAMSHA256: "4096,D0/i5LUo66iVDCoUf3shvg==,JbNixF1nJ3hI9cAZhhv+PdQew1vhjKXsp6ssJ8tCpUQ=,PeIObUSpJdO53JO6RGNW724xc+3dsxaOa0FSNn9vDGo=",
-		SCRAMSHA1:   "4096,FjMGpbpamhh5dGcdHifdRA==,cWA46IBpDVxLaLoH6eTHwKqjavw=,U4kYBzA7rXoFAgv9BzUuwgTfJIc=",
+		auth.SCRAMSHA256: "4096,D0/i5LUo66iVDCoUf3shvg==,JbNixF1nJ3hI9cAZhhv+PdQew1vhjKXsp6ssJ8tCpUQ=,PeIObUSpJdO53JO6RGNW724xc+3dsxaOa0FSNn9vDGo=",
+		auth.SCRAMSHA1:   "4096,FjMGpbpamhh5dGcdHifdRA==,cWA46IBpDVxLaLoH6eTHwKqjavw=,U4kYBzA7rXoFAgv9BzUuwgTfJIc=",
 	} {
 		if ok, err := checkRecord(m, r, "secret"); !ok || err != nil {
 			t.Errorf("%s: %v %v", m, ok, err)
 		}
 	}
 	// RFC 4013 §3: a soft hyphen is nothing, a compatibility character is what it stands for.
-	r, err := NewRecord(SCRAMSHA256, "IX\u00aa")
+	r, err := NewRecord(auth.SCRAMSHA256, "IX\u00aa")
 	if err != nil {
 		t.Fatal(err)
 	}
-	if ok, err := checkRecord(SCRAMSHA256, strings.TrimPrefix(r, "{SCRAM-SHA-256}"), "I\u00adXa"); !ok || err != nil {
+	if ok, err := checkRecord(auth.SCRAMSHA256, strings.TrimPrefix(r, "{SCRAM-SHA-256}"), "I\u00adXa"); !ok || err != nil {
 		t.Errorf("SASLprep: %v %v", ok, err)
 	}
 	for name, c := range map[string][2]string{
-		"control character": {SCRAMSHA256, "a\x07b"}, "with a binding": {SCRAMSHA256Plus, "x"}, "unknown": {"SCRAM-MD5", "x"},
+		"control character": {auth.SCRAMSHA256, "a\x07b"}, "with a binding": {auth.SCRAMSHA256Plus, "x"}, "unknown": {"SCRAM-MD5", "x"},
 	} {
 		if _, err := NewRecord(c[0], c[1]); err == nil {
 			t.Errorf("%s: made", name)
@@ -61,7 +60,7 @@ func TestRecords(t *testing.T) {
 		"4096,,WG5d8oPm3OtcPnkdi4Uo7BkeZkBFzpcXkuLmtbsT4qY=,wfPLwcE6nTWhTAmQ7tl2KeoiWGPlZqQxSrmfPwDl2dU=",
 		"4096,W22Z,WG5d8oPm3OtcPnkdi4Uo7BkeZkBFzpcXkuLmtbsT4qY=,not base64",
 	} {
-		if _, err := checkRecord(SCRAMSHA256, s, "pencil"); !errors.Is(err, password.ErrScheme) {
+		if _, err := checkRecord(auth.SCRAMSHA256, s, "pencil"); !errors.Is(err, password.ErrScheme) {
 			t.Errorf("%q: %v", s, err)
 		}
 	}
@@ -69,28 +68,28 @@ func TestRecords(t *testing.T) {
 
 // What a client may send instead of a proper exchange.
 func TestHostileExchange(t *testing.T) {
-	channel := Binding{Type: "tls-exporter", Data: []byte("key")}
-	both(t, files, func(t *testing.T, _ *rig, c Checker) {
+	channel := auth.Binding{Type: "tls-exporter", Data: []byte("key")}
+	both(t, files, func(t *testing.T, _ *rig, c auth.Checker) {
 		for _, q := range []struct {
 			name, mech string
-			b          Binding
+			b          auth.Binding
 			says       []string
 			err        error
 		}{
-			{"no message", SCRAMSHA256, Binding{}, []string{""}, sasl.ErrSyntax},
-			{"no message at all", SCRAMSHA256, Binding{}, []string{"hello"}, sasl.ErrSyntax},
-			{"extension", SCRAMSHA256, Binding{}, []string{"n,,m=x,n=carol,r=abc"}, sasl.ErrSyntax},
-			{"too long", SCRAMSHA256, Binding{}, []string{"n,,n=carol,r=" + strings.Repeat("r", 5000)}, sasl.ErrSyntax},
+			{"no message", auth.SCRAMSHA256, auth.Binding{}, []string{""}, sasl.ErrSyntax},
+			{"no message at all", auth.SCRAMSHA256, auth.Binding{}, []string{"hello"}, sasl.ErrSyntax},
+			{"extension", auth.SCRAMSHA256, auth.Binding{}, []string{"n,,m=x,n=carol,r=abc"}, sasl.ErrSyntax},
+			{"too long", auth.SCRAMSHA256, auth.Binding{}, []string{"n,,n=carol,r=" + strings.Repeat("r", 5000)}, sasl.ErrSyntax},
 			// RFC 5802 §6: the client supports a binding and was told that the server does not.
-			{"downgrade", SCRAMSHA256, channel, []string{"y,,n=carol,r=abc"}, sasl.ErrRefused},
-			{"wrong kind of binding", SCRAMSHA256Plus, channel, []string{"p=tls-unique,,n=carol,r=abc"}, sasl.ErrRefused},
-			{"binding without one", SCRAMSHA256, Binding{}, []string{"p=tls-exporter,,n=carol,r=abc"}, sasl.ErrRefused},
-			{"another identity", SCRAMSHA256, Binding{}, []string{"n,a=bob@example.test,n=carol,r=abc"}, sasl.ErrRefused},
-			{"bad escape", SCRAMSHA256, Binding{}, []string{"n,,n=car=ol,r=abc"}, sasl.ErrRefused},
-			{"another nonce", SCRAMSHA256, Binding{}, []string{"n,,n=carol,r=abc", "c=biws,r=abc,p=AAAA"}, sasl.ErrRefused},
-			{"no proof", SCRAMSHA256, Binding{}, []string{"n,,n=carol,r=abc", "c=biws,r=abc"}, sasl.ErrSyntax},
+			{"downgrade", auth.SCRAMSHA256, channel, []string{"y,,n=carol,r=abc"}, sasl.ErrRefused},
+			{"wrong kind of binding", auth.SCRAMSHA256Plus, channel, []string{"p=tls-unique,,n=carol,r=abc"}, sasl.ErrRefused},
+			{"binding without one", auth.SCRAMSHA256, auth.Binding{}, []string{"p=tls-exporter,,n=carol,r=abc"}, sasl.ErrRefused},
+			{"another identity", auth.SCRAMSHA256, auth.Binding{}, []string{"n,a=bob@example.test,n=carol,r=abc"}, sasl.ErrRefused},
+			{"bad escape", auth.SCRAMSHA256, auth.Binding{}, []string{"n,,n=car=ol,r=abc"}, sasl.ErrRefused},
+			{"another nonce", auth.SCRAMSHA256, auth.Binding{}, []string{"n,,n=carol,r=abc", "c=biws,r=abc,p=AAAA"}, sasl.ErrRefused},
+			{"no proof", auth.SCRAMSHA256, auth.Binding{}, []string{"n,,n=carol,r=abc", "c=biws,r=abc"}, sasl.ErrSyntax},
 		} {
-			s, err := c.SCRAM(ctxTODO, Exchange{Mechanism: q.mech, Binding: q.b, From: home})
+			s, err := c.SCRAM(ctxTODO, auth.Exchange{Mechanism: q.mech, Binding: q.b, From: home})
 			if err != nil {
 				t.Fatal(err)
 			}
@@ -105,7 +104,7 @@ func TestHostileExchange(t *testing.T) {
 			}
 			s.Close()
 		}
-		if _, err := c.SCRAM(ctxTODO, Exchange{Mechanism: "PLAIN"}); !errors.Is(err, sasl.ErrSyntax) {
+		if _, err := c.SCRAM(ctxTODO, auth.Exchange{Mechanism: "PLAIN"}); !errors.Is(err, sasl.ErrSyntax) {
 			t.Errorf("PLAIN as SCRAM: %v", err)
 		}
 	})
@@ -115,7 +114,7 @@ func TestHostileExchange(t *testing.T) {
 func TestNobodyLooksLikeSomebody(t *testing.T) {
 	r := newRig(t, strings.Split(files, "\n")[3]+"\n"+strings.ReplaceAll(files, "{PLAIN}", "{SHA1}"), nil)
 	first := func(login string) string {
-		s, err := r.SCRAM(ctxTODO, Exchange{Mechanism: SCRAMSHA256, From: home})
+		s, err := r.SCRAM(ctxTODO, auth.Exchange{Mechanism: auth.SCRAMSHA256, From: home})
 		if err != nil {
 			t.Fatal(err)
 		}
@@ -148,29 +147,6 @@ func FuzzRecord(f *testing.F) {
 	})
 }
 
-func FuzzRequest(f *testing.F) {
-	f.Add([]byte(`{"op":"password","login":"alice","password":"secret","from":"192.0.2.1","want_ticket":true}`))
-	f.Add([]byte(`{"op":"scram","mechanism":"SCRAM-SHA-256-PLUS","binding":{"type":"tls-exporter","data":"AAAA"},"response":"biwsbj1hLHI9Yg=="}`))
-	f.Add([]byte(`{"op":"redeem","ticket":"X"}`))
-	f.Fuzz(func(t *testing.T, b []byte) {
-		r, from, err := parseRequest(b)
-		if err != nil {
-			return
-		}
-		out, err := json.Marshal(r)
-		if err != nil {
-			t.Fatal(err)
-		}
-		again, from2, err := parseRequest(out)
-		if len(r.Response) == 0 { // left out when printed
-			r.Response, again.Response = nil, nil
-		}
-		if err != nil || from2 != from || !reflect.DeepEqual(r, again) {
-			t.Fatalf("%q is printed %q: %v", b, out, err)
-		}
-	})
-}
-
 // FuzzExchange sends two messages of a client: no panic, and nobody gets in.
 func FuzzExchange(f *testing.F) {
 	f.Add("n,,n=carol,r=abc", "c=biws,r=abc,p=AAAA")
@@ -178,7 +154,7 @@ func FuzzExchange(f *testing.F) {
 	f.Add("y,,n=a=2Cb,r=", ",,,")
 	r := newRig(f, "", nil)
 	f.Fuzz(func(t *testing.T, one, two string) {
-		s, err := r.SCRAM(ctxTODO, Exchange{Mechanism: SCRAMSHA256Plus, Binding: Binding{"tls-exporter", []byte("k")}, From: home})
+		s, err := r.SCRAM(ctxTODO, auth.Exchange{Mechanism: auth.SCRAMSHA256Plus, Binding: auth.Binding{Type: "tls-exporter", Data: []byte("k")}, From: home})
 		if err != nil {
 			t.Fatal(err)
 		}

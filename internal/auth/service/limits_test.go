@@ -1,4 +1,4 @@
-package auth
+package service
 
 import (
 	"bytes"
@@ -17,6 +17,7 @@ import (
 
 	"github.com/xdg-go/scram"
 
+	"pennypost/internal/auth"
 	"pennypost/internal/sasl"
 )
 
@@ -52,7 +53,7 @@ func TestGuessesAreSlowed(t *testing.T) {
 	if d := r.wrong(t, 4, "alice", far); d != 15*time.Second {
 		t.Errorf("the next 4 were held up %v", d)
 	}
-	if err := r.try("alice", "secret", far); !errors.Is(err, ErrSlow) || !errors.Is(err, sasl.ErrTemporary) || errors.Is(err, sasl.ErrRefused) {
+	if err := r.try("alice", "secret", far); !errors.Is(err, auth.ErrSlow) || !errors.Is(err, sasl.ErrTemporary) || errors.Is(err, sasl.ErrRefused) {
 		t.Errorf("then: %v, want a temporary refusal", err)
 	}
 	// Being put off is not counted: after the waiting time the right password is let in.
@@ -98,19 +99,19 @@ func TestUsersAreNotKeptOut(t *testing.T) {
 	if d := r.clock.slept(); d != 0 {
 		t.Errorf("from her own network: held up %v", d)
 	}
-	if err := r.try("alice", "secret", far); !errors.Is(err, ErrSlow) {
+	if err := r.try("alice", "secret", far); !errors.Is(err, auth.ErrSlow) {
 		t.Errorf("from where it was guessed: %v, want put off", err)
 	}
 	// Guesses from her own network count too, for this account alone.
 	r.wrong(t, freePair+4, "alice", home2)
-	if err := r.try("alice", "secret", home); !errors.Is(err, ErrSlow) {
+	if err := r.try("alice", "secret", home); !errors.Is(err, auth.ErrSlow) {
 		t.Errorf("after guesses from her own network: %v, want put off", err)
 	}
 }
 
 // A phone with last year's password, behind the address of a whole office.
 func TestOneRepeatedWrongPasswordLocksNobodyOut(t *testing.T) {
-	both(t, files, func(t *testing.T, r *rig, c Checker) {
+	both(t, files, func(t *testing.T, r *rig, c auth.Checker) {
 		for range 200 {
 			if _, err := c.Password(ctxTODO, "alice", "last year", home); !errors.Is(err, sasl.ErrRefused) {
 				t.Fatal(err)
@@ -127,8 +128,8 @@ func TestOneRepeatedWrongPasswordLocksNobodyOut(t *testing.T) {
 		}
 		// SCRAM does not show which password was wrong: it slows bob, and nobody beside him.
 		for range 200 {
-			_, err := converse(t, c, Exchange{Mechanism: SCRAMSHA256, From: home}, scram.SHA256, "bob", "last year", nil)
-			if !errors.Is(err, sasl.ErrRefused) && !errors.Is(err, ErrSlow) {
+			_, err := converse(t, c, auth.Exchange{Mechanism: auth.SCRAMSHA256, From: home}, scram.SHA256, "bob", "last year", nil)
+			if !errors.Is(err, sasl.ErrRefused) && !errors.Is(err, auth.ErrSlow) {
 				t.Fatal(err)
 			}
 		}
@@ -173,11 +174,11 @@ func TestRemembered(t *testing.T) {
 	if err := r.try("alice", "secret", home); err != nil {
 		t.Errorf("remembered: %v", err)
 	}
-	if err := r.try("carol", "pencil", home); !errors.Is(err, ErrBusy) || !errors.Is(err, sasl.ErrTemporary) {
+	if err := r.try("carol", "pencil", home); !errors.Is(err, auth.ErrBusy) || !errors.Is(err, sasl.ErrTemporary) {
 		t.Errorf("not remembered: %v, want busy", err)
 	}
 	r.clock.add(6 * time.Minute)
-	if err := r.try("alice", "secret", home); !errors.Is(err, ErrBusy) {
+	if err := r.try("alice", "secret", home); !errors.Is(err, auth.ErrBusy) {
 		t.Errorf("after its time: %v, want busy", err)
 	}
 	r.gate = newGate(1, 1)
@@ -199,9 +200,9 @@ func TestRemembered(t *testing.T) {
 }
 
 func TestTickets(t *testing.T) {
-	both(t, files, func(t *testing.T, r *rig, c Checker) {
+	both(t, files, func(t *testing.T, r *rig, c auth.Checker) {
 		login := func() string {
-			id, err := c.Login(ctxTODO, Attempt{Login: "alice", Password: "secret", From: home, Ticket: true})
+			id, err := c.Login(ctxTODO, auth.Attempt{Login: "alice", Password: "secret", From: home, Ticket: true})
 			if err != nil || id.Ticket == "" || id.Address != "alice@example.test" {
 				t.Fatalf("%+v %v", id, err)
 			}
@@ -220,7 +221,7 @@ func TestTickets(t *testing.T) {
 		if _, err := c.Redeem(ctxTODO, two); !errors.Is(err, sasl.ErrRefused) {
 			t.Errorf("too late: %v", err)
 		}
-		s, err := converse(t, c, Exchange{Mechanism: SCRAMSHA256, From: home, Ticket: true}, scram.SHA256, "carol", "pencil", nil)
+		s, err := converse(t, c, auth.Exchange{Mechanism: auth.SCRAMSHA256, From: home, Ticket: true}, scram.SHA256, "carol", "pencil", nil)
 		if err != nil {
 			t.Fatal(err)
 		}
@@ -239,7 +240,7 @@ func TestTickets(t *testing.T) {
 func TestTicketsAreNotForEveryPeer(t *testing.T) {
 	r := newRig(t, files, nil)
 	c := r.socket(t, false)
-	id, err := c.Login(ctxTODO, Attempt{Login: "alice", Password: "secret", Ticket: true})
+	id, err := c.Login(ctxTODO, auth.Attempt{Login: "alice", Password: "secret", Ticket: true})
 	if err != nil {
 		t.Fatal(err)
 	}
@@ -302,7 +303,7 @@ func TestClockSetBack(t *testing.T) {
 	r.clock.add(-24 * time.Hour)
 	_ = r.try("alice", "secret", far)
 	r.clock.add(maxWait + maxDelay + halfLife)
-	if err := r.try("alice", "secret", far); err != nil && !errors.Is(err, ErrSlow) {
+	if err := r.try("alice", "secret", far); err != nil && !errors.Is(err, auth.ErrSlow) {
 		t.Error(err)
 	}
 	r.clock.add(2 * halfLife)
@@ -379,7 +380,7 @@ func TestLog(t *testing.T) {
 		if _, err := c.Password(ctxTODO, q, "hunter2", home); err == nil {
 			t.Error("let in")
 		}
-		_, _ = converse(t, c, Exchange{Mechanism: SCRAMSHA256, From: home}, scram.SHA256, "carol", fmt.Sprint("hunter2", i), nil)
+		_, _ = converse(t, c, auth.Exchange{Mechanism: auth.SCRAMSHA256, From: home}, scram.SHA256, "carol", fmt.Sprint("hunter2", i), nil)
 	}
 	for range 20 {
 		_ = r.wrongOver(c, "alice")
@@ -396,7 +397,7 @@ func TestLog(t *testing.T) {
 	}
 }
 
-func (r *rig) wrongOver(c Checker, login string) error {
+func (r *rig) wrongOver(c auth.Checker, login string) error {
 	_, err := c.Password(ctxTODO, login, "hunter2"+fmt.Sprint(r.clock.now().UnixNano())+rand.Text(), home)
 	return err
 }

@@ -1,4 +1,4 @@
-package auth
+package service
 
 import (
 	"context"
@@ -15,6 +15,7 @@ import (
 	"github.com/xdg-go/scram"
 
 	"pennypost/internal/accounts"
+	"pennypost/internal/auth"
 	"pennypost/internal/sasl"
 )
 
@@ -102,7 +103,7 @@ func (r *rig) write(t testing.TB, secrets string) {
 }
 
 // socket serves r on a UNIX socket and returns a client of it.
-func (r *rig) socket(t testing.TB, redeem bool) *Client {
+func (r *rig) socket(t testing.TB, redeem bool) *auth.Client {
 	t.Helper()
 	path := filepath.Join(r.dir, "auth")
 	l, err := net.Listen("unix", path)
@@ -126,7 +127,7 @@ func (r *rig) socket(t testing.TB, redeem bool) *Client {
 			}()
 		}
 	}()
-	c := NewClient(path)
+	c := auth.NewClient(path)
 	t.Cleanup(func() {
 		c.Close()
 		cancel()
@@ -137,7 +138,7 @@ func (r *rig) socket(t testing.TB, redeem bool) *Client {
 }
 
 // both runs a test on the service itself and through the socket.
-func both(t *testing.T, secrets string, f func(t *testing.T, r *rig, c Checker)) {
+func both(t *testing.T, secrets string, f func(t *testing.T, r *rig, c auth.Checker)) {
 	t.Run("direct", func(t *testing.T) {
 		r := newRig(t, secrets, nil)
 		f(t, r, r.Service)
@@ -149,7 +150,7 @@ func both(t *testing.T, secrets string, f func(t *testing.T, r *rig, c Checker))
 }
 
 func TestPassword(t *testing.T) {
-	both(t, files, func(t *testing.T, _ *rig, c Checker) {
+	both(t, files, func(t *testing.T, _ *rig, c auth.Checker) {
 		for _, q := range []struct {
 			name, login, password, address string
 			err                            error
@@ -181,7 +182,7 @@ func TestPassword(t *testing.T) {
 }
 
 // converse runs a whole exchange with the library's client.
-func converse(t *testing.T, c Checker, x Exchange, h scram.HashGeneratorFcn, login, password string, cb *scram.ChannelBinding) (Server, error) {
+func converse(t *testing.T, c auth.Checker, x auth.Exchange, h scram.HashGeneratorFcn, login, password string, cb *scram.ChannelBinding) (auth.Server, error) {
 	t.Helper()
 	client, err := h.NewClient(login, password, "")
 	if err != nil {
@@ -222,38 +223,38 @@ func converse(t *testing.T, c Checker, x Exchange, h scram.HashGeneratorFcn, log
 }
 
 func TestSCRAM(t *testing.T) {
-	channel := Binding{Type: "tls-exporter", Data: []byte("0123456789abcdef0123456789abcdef")}
+	channel := auth.Binding{Type: "tls-exporter", Data: []byte("0123456789abcdef0123456789abcdef")}
 	bind := func(data string) *scram.ChannelBinding {
 		return &scram.ChannelBinding{Type: scram.ChannelBindingTLSExporter, Data: []byte(data)}
 	}
-	both(t, files, func(t *testing.T, _ *rig, c Checker) {
+	both(t, files, func(t *testing.T, _ *rig, c auth.Checker) {
 		for _, q := range []struct {
 			name, mech      string
 			login, password string
-			channel         Binding
+			channel         auth.Binding
 			client          *scram.ChannelBinding
 			user            string
 			err             error
 		}{
-			{"stored keys", SCRAMSHA256, "carol@example.test", "pencil", Binding{}, nil, "carol@example.test", nil},
-			{"keys beside a hash", SCRAMSHA256, "bob", "pencil", channel, nil, "bob@example.test", nil},
-			{"password as it is", SCRAMSHA256, "alice", "secret", Binding{}, nil, "alice@example.test", nil},
-			{"SHA-1", SCRAMSHA1, "alice", "secret", Binding{}, nil, "alice@example.test", nil},
-			{"no keys for SHA-1", SCRAMSHA1, "carol", "pencil", Binding{}, nil, "", sasl.ErrRefused},
-			{"wrong", SCRAMSHA256, "carol", "pencil2", Binding{}, nil, "", sasl.ErrRefused},
-			{"nobody", SCRAMSHA256, "dora", "pencil", Binding{}, nil, "", sasl.ErrRefused},
-			{"nologin", SCRAMSHA256, "locked", "secret", Binding{}, nil, "", sasl.ErrRefused},
-			{"bound", SCRAMSHA256Plus, "carol", "pencil", channel, bind(string(channel.Data)), "carol@example.test", nil},
-			{"bound, SHA-1", SCRAMSHA1Plus, "alice", "secret", channel, bind(string(channel.Data)), "alice@example.test", nil},
-			{"bound to another channel", SCRAMSHA256Plus, "carol", "pencil", channel, bind("man in the middle"), "", sasl.ErrRefused},
-			{"PLUS without a binding", SCRAMSHA256Plus, "carol", "pencil", channel, nil, "", sasl.ErrRefused},
+			{"stored keys", auth.SCRAMSHA256, "carol@example.test", "pencil", auth.Binding{}, nil, "carol@example.test", nil},
+			{"keys beside a hash", auth.SCRAMSHA256, "bob", "pencil", channel, nil, "bob@example.test", nil},
+			{"password as it is", auth.SCRAMSHA256, "alice", "secret", auth.Binding{}, nil, "alice@example.test", nil},
+			{"SHA-1", auth.SCRAMSHA1, "alice", "secret", auth.Binding{}, nil, "alice@example.test", nil},
+			{"no keys for SHA-1", auth.SCRAMSHA1, "carol", "pencil", auth.Binding{}, nil, "", sasl.ErrRefused},
+			{"wrong", auth.SCRAMSHA256, "carol", "pencil2", auth.Binding{}, nil, "", sasl.ErrRefused},
+			{"nobody", auth.SCRAMSHA256, "dora", "pencil", auth.Binding{}, nil, "", sasl.ErrRefused},
+			{"nologin", auth.SCRAMSHA256, "locked", "secret", auth.Binding{}, nil, "", sasl.ErrRefused},
+			{"bound", auth.SCRAMSHA256Plus, "carol", "pencil", channel, bind(string(channel.Data)), "carol@example.test", nil},
+			{"bound, SHA-1", auth.SCRAMSHA1Plus, "alice", "secret", channel, bind(string(channel.Data)), "alice@example.test", nil},
+			{"bound to another channel", auth.SCRAMSHA256Plus, "carol", "pencil", channel, bind("man in the middle"), "", sasl.ErrRefused},
+			{"PLUS without a binding", auth.SCRAMSHA256Plus, "carol", "pencil", channel, nil, "", sasl.ErrRefused},
 			{"unknown mechanism", "SCRAM-MD5", "carol", "pencil", channel, nil, "", sasl.ErrSyntax},
 		} {
 			h := scram.SHA256
-			if strings.HasPrefix(q.mech, SCRAMSHA1) {
+			if strings.HasPrefix(q.mech, auth.SCRAMSHA1) {
 				h = scram.SHA1
 			}
-			s, err := converse(t, c, Exchange{Mechanism: q.mech, Binding: q.channel, From: home}, h, q.login, q.password, q.client)
+			s, err := converse(t, c, auth.Exchange{Mechanism: q.mech, Binding: q.channel, From: home}, h, q.login, q.password, q.client)
 			if !errors.Is(err, q.err) {
 				t.Errorf("%s: %v, want %v", q.name, err, q.err)
 			} else if err == nil && s.User() != q.user {

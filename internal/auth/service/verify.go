@@ -1,4 +1,4 @@
-package auth
+package service
 
 import (
 	"bytes"
@@ -13,6 +13,7 @@ import (
 	"time"
 
 	"pennypost/internal/accounts"
+	"pennypost/internal/auth"
 	"pennypost/internal/password"
 )
 
@@ -35,7 +36,7 @@ func (s *Service) verify(ctx context.Context, sec *accounts.Secret, known bool, 
 		return err
 	})
 	switch {
-	case errors.Is(err, ErrBusy), errors.Is(err, context.Canceled), errors.Is(err, context.DeadlineExceeded):
+	case errors.Is(err, auth.ErrBusy), errors.Is(err, context.Canceled), errors.Is(err, context.DeadlineExceeded):
 		return false, err
 	case !known:
 		return false, nil // the work was done all the same: nobody can tell by the time
@@ -50,7 +51,7 @@ func check(sec *accounts.Secret, plain string) (bool, error) {
 	if sec.Hash != "" {
 		return password.Verify(sec.Hash, plain)
 	}
-	for _, m := range []string{SCRAMSHA256, SCRAMSHA1} {
+	for _, m := range []string{auth.SCRAMSHA256, auth.SCRAMSHA1} {
 		if r, ok := sec.SCRAM[m]; ok {
 			return checkRecord(m, r, plain)
 		}
