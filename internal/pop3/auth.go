@@ -266,7 +266,9 @@ func (s *Server) ServeSession(ctx context.Context, conn net.Conn, f *handover.Fa
 	stop := context.AfterFunc(ctx, c.wake)
 	defer stop()
 	_ = c.welcome(auth.Identity{Address: f.Address}) // it has answered; commands says it
-	c.closing = c.state == authorization             // without a maildrop there is nothing to do here
+	// Without a maildrop there is nothing to do here, whatever the client has sent already.
+	c.closing = c.state == authorization
+	c.linger = c.closing
 	c.run()
 	return nil
 }

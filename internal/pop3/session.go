@@ -124,6 +124,7 @@ func (c *session) wake() {
 
 // run is the session once it has begun. It closes the connection.
 func (c *session) run() {
+	defer c.release() // a session that dies of a bug leaves no lock to a process that goes on
 	c.close(c.commands())
 	c.hangUp()
 }

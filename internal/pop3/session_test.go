@@ -20,6 +20,7 @@ import (
 
 	"pennypost/internal/handover"
 	"pennypost/internal/login"
+	"pennypost/internal/mailbox"
 	"pennypost/internal/mailtest"
 )
 
@@ -449,5 +450,69 @@ func TestCarriedCapabilities(t *testing.T) {
 		if err := <-ended; err != nil || before == "" || !strings.Contains(got, "+OK"+before+".\r\n") || !strings.Contains(got, "SASL ") {
 			t.Errorf("%v: before %q, after %q (%v)", peer, before, got, err)
 		}
+	}
+}
+
+// TestRefusedSession: a client hears why there is no maildrop for it, though it has sent commands
+// that nobody reads any more.
+func TestRefusedSession(t *testing.T) {
+	d := newDrop(t, messages...)
+	d.openErr = mailbox.ErrInUse
+	s, _ := testServer(t, d)
+	l, err := net.Listen("tcp", "127.0.0.1:0")
+	if err != nil {
+		t.Fatal(err)
+	}
+	defer l.Close()
+	client, err := net.Dial("tcp", l.Addr().String())
+	if err != nil {
+		t.Fatal(err)
+	}
+	defer client.Close()
+	conn, err := l.Accept()
+	if err != nil {
+		t.Fatal(err)
+	}
+	if _, err := io.WriteString(client, "STAT\r\nQUIT\r\n"); err != nil {
+		t.Fatal(err)
+	}
+	ended := make(chan error, 1)
+	go func() { ended <- s.ServeSession(t.Context(), conn, &handover.Facts{State: []byte(`{}`)}) }()
+	if got := converse(t, client, ""); got != "-ERR [IN-USE] another session has the maildrop\r\n" {
+		t.Errorf("%q", got)
+	}
+	client.Close()
+	if err := <-ended; err != nil {
+		t.Error(err)
+	}
+}
+
+// fatal is a maildrop with a bug.
+type fatal struct{ *fakeDrop }
+
+func (fatal) Open(context.Context, uint32) (*mailbox.Body, error) { panic("bug") }
+
+// TestBugGivesLockBack: a session that dies keeps its user out of no other one.
+func TestBugGivesLockBack(t *testing.T) {
+	d := newDrop(t, messages...)
+	s, _ := testServer(t, d)
+	open := s.Open
+	s.Open = func(ctx context.Context, user string) (Maildrop, error) {
+		_, err := open(ctx, user)
+		return fatal{d}, err
+	}
+	client, server := net.Pipe()
+	defer client.Close()
+	died := make(chan any, 1)
+	go func() {
+		defer func() { died <- recover() }() // as internal/serve does
+		s.ServeConn(t.Context(), server, stdio)
+	}()
+	go func() { _, _ = io.Copy(io.Discard, client) }()
+	if _, err := io.WriteString(client, loginLines+"RETR 1\r\n"); err != nil {
+		t.Fatal(err)
+	}
+	if v := <-died; v != "bug" || d.locked {
+		t.Errorf("died of %v, locked %v", v, d.locked)
 	}
 }
