@@ -440,14 +440,37 @@ func (d *folder) abandon(e *edit, err error) error {
 	return errors.Join(err, d.finish(e))
 }
 
-// Expunge removes messages; the caller chose them, with \Deleted or (POP3) without.
+// Expunge removes messages, whatever their flags: DELE of POP3.
 func (v *View) Expunge(ctx context.Context, uids []uint32) (gone []uint32, err error) {
+	return v.expunge(ctx, 0, func(*state) []uint32 { return uids })
+}
+
+// ExpungeDeleted removes the messages in ranges of UIDs that have \Deleted now, whatever the view
+// says: EXPUNGE and UID EXPUNGE. Another session may have taken the flag back.
+func (v *View) ExpungeDeleted(ctx context.Context, within []Range) (gone []uint32, err error) {
+	return v.expunge(ctx, maildir.Trashed, func(st *state) (uids []uint32) {
+		st.within(within, func(_ int, c *chunk, r *rec) bool {
+			if r.flags&maildir.Trashed != 0 {
+				uids = append(uids, r.uid)
+			}
+			return true
+		})
+		return uids
+	})
+}
+
+// expunge removes those of the chosen messages that have all flags of need.
+func (v *View) expunge(ctx context.Context, need maildir.Flags, choose func(*state) []uint32) (gone []uint32, err error) {
 	if v.ro {
 		return nil, ErrReadOnly
 	}
 	err = v.m.write(ctx, func(w *writer) error {
 		if err := v.same(w); err != nil {
 			return err
+		}
+		uids := choose(w.st)
+		if len(uids) == 0 {
+			return nil
 		}
 		d, err := w.openFolder()
 		if err != nil {
@@ -456,7 +479,7 @@ func (v *View) Expunge(ctx context.Context, uids []uint32) (gone []uint32, err e
 		defer d.close()
 		e := w.st.edit()
 		var used Limits
-		gone, used, err = d.remove(ctx, e, uids)
+		gone, used, err = d.remove(ctx, e, uids, need)
 		if len(gone) == 0 {
 			return err
 		}
@@ -471,11 +494,14 @@ func (v *View) Expunge(ctx context.Context, uids []uint32) (gone []uint32, err e
 	return gone, nil
 }
 
-// remove unlinks messages. used is what they took.
-func (d *folder) remove(ctx context.Context, e *edit, uids []uint32) (gone []uint32, used Limits, err error) {
+// remove unlinks messages that have all flags of need. used is what they took.
+func (d *folder) remove(ctx context.Context, e *edit, uids []uint32, need maildir.Flags) (gone []uint32, used Limits, err error) {
 	lost := map[string]uint32{}
 	counts := d.w.m.store.counts()
 	drop := func(uid uint32, base string, l look) (bool, error) {
+		if l.flags&need != need {
+			return true, nil // it stays, and the next scan tells its flags
+		}
 		size := int64(0)
 		if counts {
 			size = d.stored(base, l)
