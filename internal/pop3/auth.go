@@ -246,7 +246,7 @@ func (c *session) handOver(id auth.Identity) (taken bool, err error) {
 	st := carried{UTF8: c.utf8, Role: c.srv.Role}
 	st.Password, st.SASL = c.offers()
 	taken, err = c.srv.HandOver(c.ctx, c.conn, id.Address, handover.Request{
-		Protocol: handover.POP3, Ticket: id.Ticket, Peer: c.peer.Addr, TLS: c.tls, Pending: c.in.buffered(), State: st,
+		Protocol: handover.POP3, Ticket: id.Ticket, Peer: c.peer.Addr, TLS: c.tls, Pending: c.in.shed(), State: st,
 	})
 	if taken {
 		c.closing, c.handed = true, true

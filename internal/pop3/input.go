@@ -88,6 +88,14 @@ func (in *input) discard() int {
 	return n
 }
 
+// shed forgets what was read already, passwords among it, and keeps no more room than the rest needs.
+func (in *input) shed() []byte {
+	rest := bytes.Clone(in.buffered())
+	clear(in.buf)
+	in.buf, in.r, in.w = rest, 0, len(rest)
+	return rest
+}
+
 // line returns the next line without its end, valid until the next call. A line may end in LF
 // alone, as people type it: nothing that follows is read differently for it.
 func (in *input) line(limit int) ([]byte, error) {

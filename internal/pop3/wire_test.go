@@ -6,9 +6,11 @@ import (
 	"encoding/base64"
 	"io"
 	"math"
+	"net"
 	"net/textproto"
 	"strings"
 	"testing"
+	"time"
 
 	"pennypost/internal/message"
 )
@@ -237,4 +239,26 @@ func FuzzSession(f *testing.F) {
 			t.Fatal("the lock is not given back")
 		}
 	})
+}
+
+// TestShed: while a session is elsewhere, which may be for hours with TLS, the process that took the
+// login has no password in its buffers, and what came behind the login is not lost.
+func TestShed(t *testing.T) {
+	client, server := net.Pipe()
+	defer client.Close()
+	go func() { _, _ = io.WriteString(client, "PASS se cret\r\nSTAT\r\n") }() // one write: all of it is read at once
+	in := input{ctx: t.Context(), conn: server, timeout: time.Minute, flush: func() error { return nil }}
+	if line, err := in.line(maxCommand); err != nil || string(line) != "PASS se cret" {
+		t.Fatalf("%q, %v", line, err)
+	}
+	was := in.buf
+	if rest := in.shed(); string(rest) != "STAT\r\n" || cap(in.buf) > 64 {
+		t.Errorf("left %q in %d octets", rest, cap(in.buf))
+	}
+	if bytes.ContainsAny(was, "cret") {
+		t.Errorf("the buffer still holds %q", was)
+	}
+	if line, err := in.line(maxCommand); err != nil || string(line) != "STAT" {
+		t.Errorf("after it %q, %v", line, err)
+	}
 }
