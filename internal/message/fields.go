@@ -59,7 +59,7 @@ func (d *decoder) text(v []byte) span {
 func (d *decoder) raw(v ...[]byte) span {
 	start := len(d.buf)
 	for _, b := range v {
-		d.buf = append(d.buf, b...)
+		d.buf = appendRaw(d.buf, b)
 	}
 	return span{start, len(d.buf)}
 }
