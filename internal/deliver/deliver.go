@@ -236,6 +236,8 @@ func (d *Deliverer) mailboxOwner(ctx context.Context, m *accounts.Mailbox) (*ide
 			return nil, deferral("4.3.5", "there is no user for the mailboxes of virtual users")
 		}
 		return &identity{name: u.Name, uid: u.UID, gid: u.GID, home: u.Home}, nil
+	case m.UID < 0 && d.o.UID == 0:
+		return firstOwner(m.Maildir)
 	case m.UID < 0 || m.UID == d.o.UID:
 		return nil, nil
 	case d.o.UID == 0:

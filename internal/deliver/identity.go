@@ -5,8 +5,10 @@ import (
 	"errors"
 	"fmt"
 	"io"
+	"io/fs"
 	"os"
 	"path/filepath"
+	"strconv"
 	"strings"
 	"syscall"
 
@@ -73,6 +75,35 @@ func (d *Deliverer) mayBecome(as *identity) error {
 		return deferral("4.3.5", "delivery has no right to run programs or write files as another user")
 	}
 	return nil
+}
+
+// firstOwner is the first user but root who owns something on the way to path, nil when root owns
+// it all. Whatever is below is in that user's hands, symbolic links too: root must not follow them.
+func firstOwner(path string) (*identity, error) {
+	for end, p := 0, "/"; ; {
+		fi, err := os.Lstat(p)
+		if errors.Is(err, fs.ErrNotExist) {
+			return nil, nil // the rest is made by us, in directories of root
+		}
+		if err != nil {
+			return nil, err
+		}
+		st, ok := fi.Sys().(*syscall.Stat_t)
+		if !ok {
+			return nil, fmt.Errorf("%s: its owner is not known", p)
+		}
+		if st.Uid != 0 {
+			return &identity{name: strconv.Itoa(int(st.Uid)), uid: int(st.Uid), gid: int(st.Gid), home: "/"}, nil
+		}
+		if end == len(path) {
+			return nil, nil
+		}
+		next := strings.IndexByte(path[end+1:], '/')
+		if end += 1 + next; next < 0 {
+			end = len(path)
+		}
+		p = path[:end]
+	}
 }
 
 // readForward returns the targets in a system user's ~/.forward, none when there is no such file.

@@ -178,6 +178,33 @@ func TestMailboxOfVirtualUser(t *testing.T) {
 	if got := w.to("ann@a.test"); got != "deferred 4.3.5" {
 		t.Errorf("without that user: %s", got)
 	}
+	// Without a name for that user root writes nothing where somebody else could have put a link:
+	// what would be the owner's to do is done as the owner.
+	w.o.User = ""
+	secret := filepath.Join(w.dir, "root")
+	if err := errorsOf(os.MkdirAll(secret+"/tmp", 0o700), os.Mkdir(secret+"/new", 0o700), os.Mkdir(secret+"/cur", 0o700),
+		os.Symlink(secret, boxes+"/eve"), os.Lchown(boxes+"/eve", nobody, nobody)); err != nil {
+		t.Fatal(err)
+	}
+	w.put("users", "ann@a.test::::::\neve@a.test::::::\n")
+	if got := w.to("eve@a.test"); !strings.HasPrefix(got, "deferred 4.") {
+		t.Errorf("through a link: %s", got)
+	}
+	if names, _ := filepath.Glob(secret + "/new/*"); len(names) != 0 {
+		t.Errorf("root has written %s", names)
+	}
+	if got := w.to("ann@a.test"); got != "delivered 2.0.0" {
+		t.Errorf("as the owner: %s", got)
+	}
+	names, _ = filepath.Glob(boxes + "/ann/new/*")
+	for _, p := range names {
+		if fi, err := os.Stat(p); err != nil || fi.Sys().(*syscall.Stat_t).Uid != nobody {
+			t.Errorf("%s: %v %v", p, fi, err)
+		}
+	}
+	if len(names) != 2 {
+		t.Error(names)
+	}
 }
 
 // A full file system, and one that is read-only, defer.
