@@ -44,7 +44,9 @@ type staged struct {
 // AppendAll stores what next gives until io.EOF: all of it or, after an error, nothing.
 func (m *Mailbox) AppendAll(ctx context.Context, next func() (Item, error)) (Copied, error) {
 	var all []*staged
+	syncs := m.newSyncs()
 	drop := func() {
+		_ = syncs.wait() // there is an error already
 		for _, s := range all {
 			_ = m.fs().Remove(s.tmp) // a leftover in tmp/ is swept one day
 		}
@@ -56,13 +58,17 @@ func (m *Mailbox) AppendAll(ctx context.Context, next func() (Item, error)) (Cop
 		}
 		var s *staged
 		if err == nil {
-			s, err = m.stage(ctx, it)
+			s, err = m.stage(ctx, it, syncs)
 		}
 		if err != nil {
 			drop()
 			return Copied{}, fmt.Errorf("append to %s: %w", m.name, err)
 		}
 		all = append(all, s)
+	}
+	if err := syncs.wait(); err != nil {
+		drop()
+		return Copied{}, fmt.Errorf("append to %s: %w", m.name, err)
 	}
 	var total Limits
 	for _, s := range all {
@@ -90,8 +96,56 @@ func (m *Mailbox) AppendAll(ctx context.Context, next func() (Item, error)) (Cop
 // copyBuffer is the window through which messages are copied.
 const copyBuffer = 64 << 10
 
-// stage writes a message into tmp/ and syncs it.
-func (m *Mailbox) stage(ctx context.Context, it Item) (s *staged, err error) {
+// maxSyncs is how many files are synced at once: they share commits of the journal.
+const maxSyncs = 16
+
+// syncs puts files on stable storage while more are written.
+type syncs struct {
+	wg    sync.WaitGroup
+	slots chan struct{} // nil: one after the other
+	mu    sync.Mutex
+	err   error
+}
+
+func (m *Mailbox) newSyncs() *syncs {
+	s := &syncs{}
+	if _, ok := m.fs().(durable.OS); ok { // a model that stops after each operation wants an order
+		s.slots = make(chan struct{}, maxSyncs)
+	}
+	return s
+}
+
+// add syncs and closes a file.
+func (s *syncs) add(f durable.File) {
+	if s.slots == nil {
+		s.note(errors.Join(durable.Sync(f), f.Close()))
+		return
+	}
+	s.slots <- struct{}{}
+	s.wg.Go(func() {
+		s.note(errors.Join(durable.Sync(f), f.Close()))
+		<-s.slots
+	})
+}
+
+func (s *syncs) note(err error) {
+	s.mu.Lock()
+	defer s.mu.Unlock()
+	if s.err == nil {
+		s.err = err
+	}
+}
+
+// wait returns when all that was added is durable, or the first error.
+func (s *syncs) wait() error {
+	s.wg.Wait()
+	s.mu.Lock()
+	defer s.mu.Unlock()
+	return s.err
+}
+
+// stage writes a message into tmp/ and has it synced.
+func (m *Mailbox) stage(ctx context.Context, it Item, y *syncs) (s *staged, err error) {
 	s = &staged{base: m.store.namer.Base(), item: it}
 	s.tmp = filepath.Join(m.dir, "tmp", s.base)
 	f, err := m.fs().OpenFile(s.tmp, os.O_WRONLY|os.O_CREATE|os.O_EXCL, 0o600)
@@ -116,12 +170,10 @@ func (m *Mailbox) stage(ctx context.Context, it Item) (s *staged, err error) {
 			err = durable.Chtimes(m.fs(), s.tmp, when)
 		}
 	}
-	if err == nil {
-		err = durable.Sync(f)
+	if err != nil {
+		return nil, errors.Join(err, f.Close(), m.fs().Remove(s.tmp))
 	}
-	if err = errors.Join(err, f.Close()); err != nil {
-		return nil, errors.Join(err, m.fs().Remove(s.tmp))
-	}
+	y.add(f)
 	s.base = maildir.WithSizes(s.base, s.size, s.wire)
 	return s, nil
 }
@@ -205,10 +257,20 @@ func (w *writer) adopt(ctx context.Context, all []*staged) (Copied, error) {
 	}
 	defer tmp.Close()
 	as := make([]*arrival, len(all))
+	var names []string
+	for _, s := range all {
+		names = append(names, s.item.Keywords...)
+	}
+	if err := w.reserve(ctx, e, names); err != nil {
+		return Copied{}, err
+	}
 	for i, s := range all {
-		kw, err := w.keywordBits(ctx, e, FlagChange{Op: Add, Keywords: s.item.Keywords}, s.item.Left)
-		if err != nil {
-			return Copied{}, err
+		kw, missing := e.keywordMask(s.item.Keywords)
+		for _, k := range missing {
+			if s.item.Left == nil {
+				return Copied{}, fmt.Errorf("%w: %.60q", ErrKeywords, k)
+			}
+			s.item.Left(k)
 		}
 		a := &arrival{f: fresh{base: s.base, guid: s.item.EmailID, pop3: s.item.POP3}}
 		a.f.rec = rec{flags: s.item.Flags, kw: kw, size: s.wire, internal: s.internal, saved: w.m.store.now().Unix()}
@@ -376,11 +438,11 @@ func (v *View) copy(ctx context.Context, uids []uint32, dst *Mailbox) (Copied, e
 			return err
 		}
 		defer dirs.close()
+		if err := w.reserveFor(ctx, e, v.st, from); err != nil {
+			return err
+		}
 		for i, s := range from {
-			a, err := w.incoming(ctx, e, v.st, s)
-			if err != nil {
-				return err
-			}
+			a := w.incoming(e, v.st, s)
 			a.place = func(to *durable.Names, name string) error {
 				return dirs.hold(ctx, s, func(sub *durable.Names, old string) error {
 					err := sub.Link(old, to, name)
@@ -457,15 +519,8 @@ func (m *Mailbox) enterLoad(ctx context.Context) {
 
 // incoming makes the arrival of a copy: a new base name, since the old one may come back to
 // where it was, and the same EMAILID, date and flags.
-func (w *writer) incoming(ctx context.Context, e *edit, st *state, s source) (*arrival, error) {
-	names := keywordNames(st.keywords, s.rec.kw)
-	var kw uint32
-	if len(names) > 0 {
-		var err error
-		if kw, err = w.keywordBits(ctx, e, FlagChange{Op: Add, Keywords: names}, func(string) {}); err != nil {
-			return nil, err
-		}
-	}
+func (w *writer) incoming(e *edit, st *state, s source) *arrival {
+	kw, _ := e.keywordMask(keywordNames(st.keywords, s.rec.kw)) // the rest has no room
 	base := w.m.store.namer.Base()
 	// Nothing else of an old name is taken over: it may be as long as a name can be.
 	if n, wire, okS, okW := (maildir.Name{Base: s.base}).Sizes(); okS && okW {
@@ -475,7 +530,31 @@ func (w *writer) incoming(ctx context.Context, e *edit, st *state, s source) (*a
 	}
 	a := &arrival{f: fresh{base: base, guid: s.email}}
 	a.f.rec = rec{flags: s.rec.flags, kw: kw, size: s.rec.size, internal: s.rec.internal, saved: w.m.store.now().Unix()}
-	return a, nil
+	return a
+}
+
+// reserve finds letters for keywords of many messages under one lock. Those that cannot get one
+// are missing afterwards.
+func (w *writer) reserve(ctx context.Context, e *edit, names []string) error {
+	slices.Sort(names)
+	_, err := w.keywordBits(ctx, e, FlagChange{Op: Add, Keywords: slices.Compact(names)}, func(string) {})
+	return err
+}
+
+// reserveFor does it for messages from another folder.
+func (w *writer) reserveFor(ctx context.Context, e *edit, st *state, from []source) error {
+	used := uint32(0)
+	for _, s := range from {
+		used |= s.rec.kw
+	}
+	return w.reserve(ctx, e, keywordNames(st.keywords, used))
+}
+
+// keywordMask is about the keywords that the mailbox has after the edit.
+func (e *edit) keywordMask(names []string) (bits uint32, missing []string) {
+	var table maildir.Keywords
+	copy(table[:], e.kws)
+	return keywordMask(&table, names)
 }
 
 func keywordNames(table []string, bits uint32) (names []string) {
@@ -587,12 +666,12 @@ func (v *View) moveLocked(ctx context.Context, src, dst *writer, uids []uint32) 
 	defer d.close()
 	dirs := &pair{src.m, d.news, d.cur}
 	e := dst.st.edit()
+	if err := dst.reserveFor(ctx, e, src.st, from); err != nil {
+		return Copied{}, err
+	}
 	as := make([]*arrival, len(from))
 	for i, s := range from {
-		a, err := dst.incoming(ctx, e, src.st, s)
-		if err != nil {
-			return Copied{}, err
-		}
+		a := dst.incoming(e, src.st, s)
 		var was *durable.Names
 		wasName := ""
 		stays := false // a copy was made, and the old file is to be removed
