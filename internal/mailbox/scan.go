@@ -2,7 +2,9 @@ package mailbox
 
 import (
 	"context"
+	"errors"
 	"fmt"
+	"io/fs"
 	"path/filepath"
 	"slices"
 	"strings"
@@ -350,6 +352,14 @@ func (w *writer) takeIn(e *edit, sv *survey, stamps *[places]stamp) (moved bool,
 // openDirs opens new/ and cur/ for renames.
 func (m *Mailbox) openDirs() (from, to *durable.Names, err error) {
 	from, err = durable.OpenNames(m.fs(), filepath.Join(m.dir, "new"))
+	if errors.Is(err, fs.ErrNotExist) {
+		// The machine has stopped while the folder was made, or it lacks new/ as clean-ups leave it.
+		if _, cerr := m.fs().Lstat(filepath.Join(m.dir, "cur")); cerr == nil {
+			if err = maildir.Create(m.fs(), m.dir); err == nil {
+				from, err = durable.OpenNames(m.fs(), filepath.Join(m.dir, "new"))
+			}
+		}
+	}
 	if err == nil {
 		if to, err = durable.OpenNames(m.fs(), filepath.Join(m.dir, "cur")); err != nil {
 			_ = from.Close() // it was only opened

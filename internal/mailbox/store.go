@@ -63,6 +63,9 @@ func Open(root string, o Options) (*Store, error) {
 		s.tree.Layout = maildir.LayoutFS
 	}
 	_, err := s.fs.Lstat(filepath.Join(root, "cur"))
+	if err == nil && o.Create { // the machine may have stopped while it was made
+		_, err = s.fs.Lstat(filepath.Join(root, "new"))
+	}
 	if errors.Is(err, fs.ErrNotExist) && o.Create {
 		err = maildir.Create(s.fs, root)
 	}
