@@ -11,6 +11,7 @@ import (
 	"path/filepath"
 	"slices"
 	"strconv"
+	"sync"
 	"time"
 
 	urfave "github.com/urfave/cli/v2"
@@ -25,7 +26,7 @@ import (
 )
 
 func openSpool(cfg *config.Config) (*spool.Spool, error) {
-	o := spool.Options{Now: cfg.Now(), FreeSpace: cfg.Limits.FreeSpace, FreeInodes: cfg.Limits.FreeInodes, TrustedUIDs: trusted()}
+	o := spool.Options{Now: cfg.Now(), FreeSpace: cfg.Limits.FreeSpace, FreeInodes: cfg.Limits.FreeInodes, Trusted: trusted()}
 	sp, err := spool.Open(cfg.Spool, o)
 	if errors.Is(err, spool.ErrNoSpool) {
 		return nil, cli.Exit(envelope.ExConfig, err)
@@ -33,18 +34,20 @@ func openSpool(cfg *config.Config) (*spool.Spool, error) {
 	return sp, err
 }
 
-// trusted are the submitters whose word about a message's origin counts: the daemons of
-// pennypost(7), where they exist.
-func trusted() []uint32 {
-	var uids []uint32
-	for _, name := range []string{"pp-smtp", "pp-queue"} {
-		if u, err := user.Lookup(name); err == nil {
-			if n, err := strconv.ParseUint(u.Uid, 10, 32); err == nil {
-				uids = append(uids, uint32(n))
+// trusted tells of a submitter whether his word about a message's origin counts: that of the
+// daemons of pennypost(7), where they exist. The list of users is read when there is one to tell
+// of: most commands see none, and reading it takes as long as the rest of what they do.
+func trusted() func(uid uint32) bool {
+	uids := sync.OnceValue(func() []string {
+		var uids []string
+		for _, name := range []string{"pp-smtp", "pp-queue"} {
+			if u, err := user.Lookup(name); err == nil {
+				uids = append(uids, u.Uid)
 			}
 		}
-	}
-	return uids
+		return uids
+	})
+	return func(uid uint32) bool { return slices.Contains(uids(), strconv.FormatUint(uint64(uid), 10)) }
 }
 
 // options turns the configuration into the scheduler's options, with an agent for each worker.

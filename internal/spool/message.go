@@ -6,7 +6,6 @@ import (
 	"io"
 	"io/fs"
 	"os"
-	"slices"
 	"syscall"
 
 	"golang.org/x/sys/unix"
@@ -156,7 +155,7 @@ func sumError(want, got uint32) error {
 
 // distrust replaces what an untrusted submitter says about himself by what the kernel says.
 func (s *Spool) distrust(m *Message) {
-	if m.UID == 0 || m.UID == s.euid || slices.Contains(s.o.TrustedUIDs, m.UID) {
+	if m.UID == 0 || m.UID == s.euid || (s.o.Trusted != nil && s.o.Trusted(m.UID)) {
 		return
 	}
 	uid := int(m.UID)

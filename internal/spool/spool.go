@@ -49,11 +49,13 @@ const formatLine = "pennypost-spool 1\n"
 
 // Options say how a spool is used. The zero value is usable.
 type Options struct {
-	Now         func() time.Time // nil: time.Now
-	FreeSpace   int64            // octets that Create leaves free on the file system
-	FreeInodes  int64
-	TrustedUIDs []uint32   // submitters whose word about a message's origin counts, beside root and ourselves
-	FS          durable.FS // nil: the operating system's
+	Now        func() time.Time // nil: time.Now
+	FreeSpace  int64            // octets that Create leaves free on the file system
+	FreeInodes int64
+	// Trusted tells of a submitter, neither root nor ourselves, whether his word about a message's
+	// origin counts; nil: nobody's does.
+	Trusted func(uid uint32) bool
+	FS      durable.FS // nil: the operating system's
 }
 
 // Spool is the submitter's view of a spool. It may be used concurrently.

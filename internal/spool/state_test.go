@@ -273,6 +273,13 @@ func TestDue(t *testing.T) {
 		if due, at := s.ReadDue(at0); due != c.due || !at.Equal(c.write) {
 			t.Errorf("%v: %v %v", c.write, due, at)
 		}
+		before, err := os.Stat(s.path("", fileDue))
+		if err = errors.Join(err, q.WriteDue(c.write)); err != nil {
+			t.Fatal(err)
+		}
+		if after, err := os.Stat(s.path("", fileDue)); err != nil || !os.SameFile(before, after) {
+			t.Errorf("%v: written anew, to say the same: %v", c.write, err)
+		}
 	}
 	if err := os.WriteFile(s.path("", fileDue), []byte("soon\n"), 0o600); err != nil {
 		t.Fatal(err)
@@ -284,7 +291,7 @@ func TestDue(t *testing.T) {
 
 // The word of a submitter about himself counts only when he is trusted.
 func TestDistrust(t *testing.T) {
-	s := testSpool(t, Options{TrustedUIDs: []uint32{70}})
+	s := testSpool(t, Options{Trusted: func(uid uint32) bool { return uid == 70 }})
 	said := envelope.Origin{Kind: envelope.OriginSMTP, Peer: "192.0.2.1:25"}
 	for uid, trusted := range map[uint32]bool{0: true, s.euid: true, 70: true, 71: false} {
 		m := &Message{UID: uid, Env: &envelope.Envelope{Origin: said}}

@@ -174,11 +174,16 @@ func (w *Wake) Close() error { return w.f.Close() }
 func (s *Spool) ControlPath() string { return filepath.Join(s.dir, fileControl) }
 
 // WriteDue leaves the earliest due time for a timer that starts the scheduler; the zero time
-// means that nothing waits. It is not synced: a lost one makes the timer start in vain.
+// means that nothing waits. It is not synced: a lost one makes the timer start in vain. A file that
+// says so already stays: ext4 writes a file out that replaces another, which costs a command that
+// only looks at the queue more than all else it does.
 func (q *Queue) WriteDue(t time.Time) error {
 	line := "none\n"
 	if !t.IsZero() {
 		line = t.UTC().Format(time.RFC3339) + "\n"
+	}
+	if q.s.readDue() == line {
+		return nil
 	}
 	return q.s.replace(fileDue, func(f durable.File) error {
 		_, err := f.Write([]byte(line))
@@ -189,19 +194,24 @@ func (q *Queue) WriteDue(t time.Time) error {
 // ReadDue tells whether anything is due at now, and when the next thing is. A missing or
 // unreadable file counts as due.
 func (s *Spool) ReadDue(now time.Time) (due bool, at time.Time) {
+	line := strings.TrimSuffix(s.readDue(), "\n")
+	if line == "none" {
+		return false, time.Time{}
+	}
+	at, err := time.Parse(time.RFC3339, line)
+	return err != nil || !at.After(now), at
+}
+
+// readDue returns what the file says, "" when it cannot be read.
+func (s *Spool) readDue() string {
 	f, err := s.fsys.OpenFile(filepath.Join(s.dir, fileDue), os.O_RDONLY, 0)
 	if err != nil {
-		return true, time.Time{}
+		return ""
 	}
 	defer f.Close()
 	var b [64]byte
 	n, _ := f.ReadAt(b[:], 0) // a short read is not a time, and so is due
-	line := strings.TrimSuffix(string(b[:n]), "\n")
-	if line == "none" {
-		return false, time.Time{}
-	}
-	at, err = time.Parse(time.RFC3339, line)
-	return err != nil || !at.After(now), at
+	return string(b[:n])
 }
 
 // replace writes a file of the spool directory anew and renames it into place, without a sync.
