@@ -146,7 +146,7 @@ func (s *syncs) wait() error {
 
 // stage writes a message into tmp/ and has it synced.
 func (m *Mailbox) stage(ctx context.Context, it Item, y *syncs) (s *staged, err error) {
-	s = &staged{base: m.store.namer.Base(), item: it}
+	s = &staged{base: m.store.namer.BaseFor(it.EmailID), item: it}
 	s.tmp = filepath.Join(m.dir, "tmp", s.base)
 	f, err := m.fs().OpenFile(s.tmp, os.O_WRONLY|os.O_CREATE|os.O_EXCL, 0o600)
 	if errors.Is(err, fs.ErrNotExist) { // somebody has cleaned tmp/ away

@@ -208,6 +208,30 @@ func (n *Namer) Base() string {
 	return fmt.Sprintf("%d.M%06dP%dQ%dR%s.%s", now.Unix(), now.Nanosecond()/1000, n.pid, n.count.Add(1), n.random, n.host)
 }
 
+// emailIDLen is the length of an EMAILID that BaseFor puts into a name: hex digits.
+const emailIDLen = 32
+
+// BaseFor is a new base name that tells the EMAILID, when that is one of 32 hex digits: a file
+// whose writer was killed before it could note the EMAILID elsewhere is still known.
+func (n *Namer) BaseFor(emailID string) string {
+	base := n.Base()
+	if !isHex(emailID, emailIDLen) {
+		return base
+	}
+	at := len(base) - len(n.host) - 1
+	return base[:at] + "E" + emailID + base[at:]
+}
+
+// EmailIDIn is the EMAILID that BaseFor has put into a base name, or "".
+func EmailIDIn(base string) string {
+	_, rest, _ := strings.Cut(base, ".")
+	unique, _, _ := strings.Cut(rest, ".")
+	if i := strings.LastIndexByte(unique, 'E'); i >= 0 && isHex(unique[i+1:], emailIDLen) {
+		return unique[i+1:]
+	}
+	return ""
+}
+
 // cleanHost makes a host name safe in a file name: maildir(5)'s escapes for slash and colon,
 // and no comma, which starts a size.
 func cleanHost(h string) string {

@@ -115,3 +115,19 @@ func TestValidName(t *testing.T) {
 		}
 	}
 }
+
+func TestBaseFor(t *testing.T) {
+	n := NewNamer("ex.example.test", nil)
+	const id = "0123456789abcdef0123456789abcdef"
+	for _, c := range []struct{ id, want string }{{id, id}, {"", ""}, {"a:b/c", ""}, {id + "0", ""}} {
+		base := n.BaseFor(c.id)
+		if got := EmailIDIn(WithSizes(base, 10, 12)); got != c.want || !ValidName(base) || !strings.HasSuffix(base, ".ex.example.test") {
+			t.Errorf("%q: %s tells %q", c.id, base, got)
+		}
+	}
+	for _, base := range []string{"", "1", "1.E", "1.M1E" + id + "x.h", "E" + id + ".M1.h"} {
+		if got := EmailIDIn(base); got != "" {
+			t.Errorf("%s tells %q", base, got)
+		}
+	}
+}

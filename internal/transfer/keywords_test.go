@@ -14,7 +14,7 @@ func TestTooManyKeywords(t *testing.T) {
 	dir := t.TempDir()
 	var b strings.Builder
 	for i := range 30 {
-		fmt.Fprintf(&b, "From a@b Sun Nov 22 05:00:00 2026\nX-Keywords: Key%d key%d %s\nSubject: %d\n\nx\n\n", i, i, strings.Repeat("k", 5000), i)
+		fmt.Fprintf(&b, "From a@b Sun Nov 22 05:00:00 2026\nX-Keywords: Key%02d key%02d %s\nSubject: %d\n\nx\n\n", i, i, strings.Repeat("k", 5000), i)
 	}
 	if err := os.WriteFile(dir+"/in", []byte(b.String()), 0o600); err != nil {
 		t.Fatal(err)
@@ -33,7 +33,7 @@ func TestTooManyKeywords(t *testing.T) {
 		t.Errorf("%d new, left behind: %q", r.New, r.Lost)
 	}
 	list := subjects(t, s, "INBOX")
-	for i, want := range map[int]string{0: " Key0 ", 25: " Key25 ", 26: "  "} {
+	for i, want := range map[int]string{0: " Key00 ", 25: " Key25 ", 26: "  "} {
 		if len(list) != 30 || !strings.Contains(list[i], want) {
 			t.Errorf("message %d: %.200q", i, list)
 		}

@@ -229,6 +229,9 @@ func (im *importing) open(ctx context.Context, s *mailbox.Store) (err error) {
 			continue // expunged, or its name cannot be read: then it is copied again
 		}
 		im.have[id] = true
+		// An import that was killed before the uidlist had the EMAILID has left it in the name,
+		// which is the EMAILID then.
+		im.have[maildir.EmailIDIn(id)] = true
 	}
 	return v.Close()
 }
