@@ -11,6 +11,7 @@ import (
 	"io"
 	"os"
 	"strings"
+	"time"
 
 	urfave "github.com/urfave/cli/v2"
 
@@ -64,6 +65,7 @@ func frame(app *urfave.App, args []string) {
 	urfave.HelpFlag = nil
 	app.HideHelp, app.HideHelpCommand, app.HideVersion = true, true, true
 	app.UseShortOptionHandling = true
+	app.Compiled = time.Unix(1, 0)       // unset, the library looks up the date of os.Args[0], at each start
 	app.DisableSliceFlagSeparator = true // a comma is a character of an address
 	app.ExitErrHandler = func(*urfave.Context, error) {}
 	app.OnUsageError = usageError
