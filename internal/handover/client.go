@@ -29,17 +29,18 @@ func NewClient(path string) *Client { return &Client{path: path} }
 // Do hands conn over. With an error nothing has begun and conn is the caller's, to answer on.
 // With nil there is nothing more to say: the caller closes conn, and that is all. A connection
 // without TLS is then held by the session; for any other Do returns when the session is over, and
-// ctx asks that to end.
+// ctx asks that to end. With ErrLost there is nothing to say either: a session may have conn.
 func (c *Client) Do(ctx context.Context, conn net.Conn, r Request) error {
 	line, err := r.line()
 	if err != nil {
 		return err
 	}
-	switch conn := conn.(type) {
-	case *net.TCPConn:
-		return c.pass(ctx, line, conn)
-	case *net.UnixConn:
-		return c.pass(ctx, line, conn)
+	if clear, ok := conn.(syscall.Conn); ok && passable(conn) {
+		err := c.pass(ctx, line, clear)
+		if errors.Is(err, os.ErrDeadlineExceeded) {
+			err = errors.Join(ErrLost, err)
+		}
+		return err
 	}
 	ours, theirs, err := pair()
 	if err != nil {
@@ -51,6 +52,15 @@ func (c *Client) Do(ctx context.Context, conn net.Conn, r Request) error {
 	}
 	c.proxy.run(ctx, conn, ours)
 	return nil
+}
+
+// passable tells whether a session can have the connection itself.
+func passable(conn net.Conn) bool {
+	switch conn.(type) {
+	case *net.TCPConn, *net.UnixConn:
+		return true
+	}
+	return false
 }
 
 // pass sends the request with a descriptor and waits for the answer.

@@ -24,6 +24,7 @@ const (
 var (
 	ErrRefused = errors.New("hand-over refused")
 	ErrBusy    = errors.New("too many sessions, try again later")
+	ErrLost    = errors.New("no answer in time: the session may have begun")
 	errSyntax  = errors.New("not a request of mhandover(7)")
 )
 

@@ -3,11 +3,13 @@ package handover
 import (
 	"bufio"
 	"bytes"
+	"context"
 	"encoding/json"
 	"errors"
 	"io"
 	"net"
 	"os"
+	"path/filepath"
 	"strings"
 	"syscall"
 	"testing"
@@ -291,4 +293,26 @@ func FuzzReadRequest(f *testing.F) {
 			t.Fatalf("%s: %v", told, err)
 		}
 	})
+}
+
+// TestLostAnswer: who has sent a clear connection and hears nothing does not know whether it is a
+// session's by now, and must not speak on it. With TLS no session has it.
+func TestLostAnswer(t *testing.T) {
+	t.Parallel()
+	path := filepath.Join(t.TempDir(), "s")
+	l, err := net.ListenUnix("unix", &net.UnixAddr{Name: path, Net: "unix"})
+	if err != nil {
+		t.Fatal(err)
+	}
+	defer l.Close() // nobody accepts, nobody answers
+	_, clear := connect(t)
+	_, secure := connectTLS(t)
+	for conn, lost := range map[net.Conn]bool{clear: true, secure: false} {
+		ctx, cancel := context.WithTimeout(t.Context(), 50*time.Millisecond)
+		err := NewClient(path).Do(ctx, conn, Request{Protocol: POP3, Ticket: "ann"})
+		cancel()
+		if err == nil || errors.Is(err, ErrLost) != lost {
+			t.Errorf("%T: %v", conn, err)
+		}
+	}
 }

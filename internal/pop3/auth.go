@@ -248,6 +248,10 @@ func (c *session) handOver(id auth.Identity) (taken bool, err error) {
 	taken, err = c.srv.HandOver(c.ctx, c.conn, id.Address, handover.Request{
 		Protocol: handover.POP3, Ticket: id.Ticket, Peer: c.peer.Addr, TLS: c.tls, Pending: c.in.shed(), State: st,
 	})
+	if errors.Is(err, handover.ErrLost) { // two must not speak with one client
+		c.srv.Log.Error("no session for a user", "peer", c.peer.String(), "user", id.Address, "err", err)
+		taken, err = true, nil
+	}
 	if taken {
 		c.closing, c.handed = true, true
 	}

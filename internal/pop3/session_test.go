@@ -414,6 +414,14 @@ func TestHandOver(t *testing.T) {
 		t.Errorf("a user of the mail system: %q", got)
 	}
 	<-done
+	s.HandOver = func(context.Context, net.Conn, string, handover.Request) (bool, error) {
+		return false, handover.ErrLost
+	}
+	c, done = connect(t, t.Context(), s, network)
+	if got := converse(t, c, loginLines); !strings.HasSuffix(got, "+OK name taken, send PASS\r\n") {
+		t.Errorf("a session that may have begun: %q", got)
+	}
+	<-done
 }
 
 // TestCarriedCapabilities: RFC 2449 §3 wants what was announced before the login after it too, in
