@@ -2,10 +2,8 @@ package mailbox
 
 import (
 	"context"
-	"encoding/binary"
 	"errors"
 	"fmt"
-	"hash/crc32"
 	"io/fs"
 	"os"
 	"path/filepath"
@@ -45,6 +43,7 @@ type Mailbox struct {
 	end      int64        // and where the last whole record ends
 	memory   bool         // the index is of a later release, which is not to be disturbed
 	adrift   bool         // the state is ahead of the index, for which there was no room
+	unsaid   bool         // MODSEQs were told that nobody wrote down
 	suspect  bool         // the index may have lost records: MODSEQ goes on above the ceiling
 	told     uint64       // highest MODSEQ that somebody in this process knows
 	lockFile durable.File
@@ -205,11 +204,11 @@ func (m *Mailbox) damaged(err error) {
 func (m *Mailbox) load(owner bool) error {
 	m.dropIndex()
 	f, err := m.fs().OpenFile(filepath.Join(m.indexAt, indexName), os.O_RDWR, 0)
-	if errors.Is(err, fs.ErrPermission) {
+	if barred(err) {
 		f, err = m.fs().OpenFile(filepath.Join(m.indexAt, indexName), os.O_RDONLY, 0)
 	}
-	if errors.Is(err, fs.ErrNotExist) {
-		return nil
+	if errors.Is(err, fs.ErrNotExist) || errors.Is(err, fs.ErrPermission) {
+		return nil // it is not for us
 	}
 	if err != nil {
 		return err
@@ -254,14 +253,8 @@ func (m *Mailbox) load(owner bool) error {
 // counter tells whether the lock file knows of a later MODSEQ than the index: then the index is
 // an old copy.
 func (m *Mailbox) counter(st *state) bool {
-	if err := m.openLock(); err != nil {
-		return false // whoever cannot open it cannot write either
-	}
-	b := make([]byte, 16)
-	if n, _ := m.lockFile.ReadAt(b, 0); n < len(b) || binary.LittleEndian.Uint32(b[12:]) != crc32.Checksum(b[:12], castagnoli()) {
-		return false
-	}
-	return binary.LittleEndian.Uint32(b[8:]) == st.validity && binary.LittleEndian.Uint64(b) > st.modseq
+	n, _ := m.counted(st.validity)
+	return n > st.modseq
 }
 
 func (m *Mailbox) openLock() error {
@@ -294,6 +287,7 @@ func (m *Mailbox) lock(ctx context.Context) (unlock func(), err error) {
 		}
 		unlock, err := m.lockOpen(ctx)
 		if err != nil || m.lockStands() {
+			m.suspect, m.unsaid = m.suspect || m.unsaid, false
 			return unlock, err
 		}
 		// The folder was removed, and maybe made again: others lock another file.
@@ -349,8 +343,9 @@ func (m *Mailbox) lockOpen(ctx context.Context) (unlock func(), err error) {
 // writer is the right to change the folder: sem and the index lock are held, and st is what
 // the index says.
 type writer struct {
-	m  *Mailbox
-	st *state
+	m    *Mailbox
+	st   *state
+	bare bool // without the locks: nothing may be written
 }
 
 // write runs fn as the only writer, with a state that is as fresh as a scan can make it.
@@ -389,7 +384,7 @@ func (m *Mailbox) heal(ctx context.Context) error {
 		m.damaged(errDamaged)
 	}
 	w := &writer{m: m}
-	return w.freshen(ctx, false)
+	return w.freshenAnyhow(ctx, false)
 }
 
 func (m *Mailbox) writeHeld(ctx context.Context, fn func(w *writer) error) error {
@@ -402,7 +397,7 @@ func (m *Mailbox) writeHeld(ctx context.Context, fn func(w *writer) error) error
 		return err
 	}
 	w := &writer{m: m, st: m.st.Load()}
-	if err := w.freshen(ctx, false); err != nil {
+	if err := w.freshenAnyhow(ctx, false); err != nil {
 		return err
 	}
 	return fn(w)
@@ -440,6 +435,10 @@ func (m *Mailbox) refreshHeld(ctx context.Context, claim bool) (*state, Range, e
 		}
 	}
 	unlock, err := m.lock(ctx)
+	if !claim && barred(err) {
+		st, err = m.withoutLock(ctx)
+		return st, none, err
+	}
 	if err != nil {
 		return nil, none, err
 	}
@@ -448,7 +447,7 @@ func (m *Mailbox) refreshHeld(ctx context.Context, claim bool) (*state, Range, e
 		return nil, none, err
 	}
 	w := &writer{m: m, st: m.st.Load()}
-	if err := w.freshen(ctx, claim); err != nil {
+	if err := w.freshenAnyhow(ctx, claim); err != nil {
 		return nil, none, err
 	}
 	if claim {
@@ -488,6 +487,9 @@ func (w *writer) commit(e *edit) error {
 		return fmt.Errorf("mailbox %s: MODSEQ %d was not reserved", m.name, e.head.modseq)
 	}
 	st := e.done()
+	if w.bare {
+		return w.drift(st)
+	}
 	if m.memory {
 		w.st = st
 		m.publish(st)
@@ -520,28 +522,15 @@ func (w *writer) commit(e *edit) error {
 // of the folder say what was done. The lock file, which needs no room, tells other processes
 // that MODSEQs are known that the index lacks.
 func (w *writer) afloat(err error, st *state) error {
-	if !errors.Is(err, syscall.ENOSPC) && !errors.Is(err, syscall.EDQUOT) {
+	if !noRoom(err) {
 		return err
 	}
-	m := w.m
-	at, serr := m.lstat(filepath.Join(m.indexAt, indexName))
-	if serr != nil {
-		return errors.Join(err, serr)
+	w.m.store.log.Warn("there is no room for the index of a mailbox", "mailbox", w.m.name, "err", err)
+	if derr := w.drift(st); derr != nil {
+		return errors.Join(err, derr)
 	}
-	m.store.log.Warn("there is no room for the index of a mailbox", "mailbox", m.name, "err", err)
-	m.adrift, m.seen, w.st = true, at, st
-	m.publish(st)
 	w.count(st)
 	return nil
-}
-
-// count notes the MODSEQ in the lock file, so that an old copy of the index is recognised.
-// Failing is ignored: it is the second of two checks.
-func (w *writer) count(st *state) {
-	b := binary.LittleEndian.AppendUint64(make([]byte, 0, 16), st.modseq)
-	b = binary.LittleEndian.AppendUint32(b, st.validity)
-	b = binary.LittleEndian.AppendUint32(b, crc32.Checksum(b, castagnoli()))
-	_, _ = w.m.lockFile.WriteAt(b, 0)
 }
 
 // snapshot replaces the index by a new file without log records.

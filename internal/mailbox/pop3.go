@@ -285,7 +285,7 @@ func (v *View) keep(ctx context.Context, facts []learned) error {
 		}
 		return nil
 	})
-	if err != nil || same {
+	if err != nil && !barred(err) && !noRoom(err) || same {
 		return err
 	}
 	e, err := put(v.st)

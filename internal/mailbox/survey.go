@@ -457,6 +457,8 @@ func (w *writer) which(base string, a, b look) (keep look, extra []found, err er
 		return a, nil, nil
 	case ea != nil:
 		return b, nil, nil
+	case w.bare:
+		return a, nil, nil
 	case durable.SameFile(ia, ib):
 		return a, nil, w.dropSecond(path(a), path(b), ib)
 	}

@@ -42,6 +42,7 @@ type listRead struct {
 	full           bool
 	rewrite        bool // the list must be written anew
 	jump           bool // MODSEQs start above the ceiling
+	unlisted       bool // there is no list, and none can be made
 	rebuilt        bool // there was no state to compare with
 	aside          bool // the file is of no use: it is put aside
 	pop3           bool
@@ -267,7 +268,11 @@ func (w *writer) begin(l *listRead, list *maildir.UIDList) error {
 	l.rebuilt, l.jump, l.rewrite = true, true, true
 	st := &state{guid: list.GUID}
 	st.validity, st.next = list.Validity, 1
-	if list.Validity == 0 {
+	if list.Validity == 0 && w.bare {
+		l.unlisted = true
+		st.validity = max(uint32(m.store.now().Unix()), 1) // of this process alone
+		l.pending, l.uids, l.next, l.lines, l.size = nil, nil, 1, 0, 0
+	} else if list.Validity == 0 {
 		v, err := maildir.NextUIDValidity(m.fs(), m.store.tree.ControlRoot(), m.store.now())
 		if err != nil {
 			return fmt.Errorf("mailbox %s: %w", m.name, err)
