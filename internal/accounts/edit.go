@@ -219,6 +219,25 @@ func Remove(path, first string, addr envelope.Address, dry bool) (bool, error) {
 	}}.Run()
 }
 
+// Mailboxes calls fn for each account of the users file, in its order; err says why one cannot
+// be used. Unlike List it needs no right to read secrets.
+func (a *Accounts) Mailboxes(fn func(address string, err error) error) error {
+	users, err := a.users.get(true)
+	if err != nil || users == nil {
+		return err
+	}
+	for _, key := range users.order {
+		addr, err := envelope.ParseAddress(key)
+		if err == nil {
+			_, err = users.find(addr, a.o.Maildirs)
+		}
+		if err := fn(key, err); err != nil {
+			return err
+		}
+	}
+	return nil
+}
+
 // Listed is one account of the users and secrets files.
 type Listed struct {
 	Address  string `json:"user"`
