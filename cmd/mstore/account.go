@@ -8,6 +8,7 @@ import (
 	"os"
 	"os/exec"
 	"path/filepath"
+	"slices"
 	"strings"
 	"syscall"
 
@@ -51,8 +52,8 @@ func (j *job) open() (*mailbox.Store, error) {
 func each(f func(*job) error) urfave.ActionFunc {
 	return func(c *urfave.Context) error {
 		if dir := cli.String(c, "maildir"); dir != "" {
-			if c.NArg() > 0 {
-				return cli.Usage("--maildir takes no address")
+			if c.NArg() > 0 || cli.Bool(c, "all") {
+				return cli.Usage("--maildir takes no address and no --all")
 			}
 			j, err := byDir(c, dir)
 			if err != nil {
@@ -65,11 +66,14 @@ func each(f func(*job) error) urfave.ActionFunc {
 				return cli.Usage("--%s needs --maildir; the configuration says it for accounts", flag)
 			}
 		}
-		if c.NArg() == 0 {
+		addresses := c.Args().Slice()
+		switch all := cli.Bool(c, "all"); {
+		case all && c.NArg() > 0:
+			return cli.Usage("--all takes no address")
+		case !all && c.NArg() == 0:
 			return cli.Usage("no address given (mstore %s alice@example.org, or --maildir DIR)", c.Command.Name)
-		}
-		if c.NArg() > 1 && os.Geteuid() == 0 {
-			return apart(c) // each as the owner of its mail
+		case c.NArg() > 1 && os.Geteuid() == 0:
+			return apart(c, addresses) // each as the owner of its mail
 		}
 		cfg, err := cli.Load(c)
 		if err != nil {
@@ -80,7 +84,15 @@ func each(f func(*job) error) urfave.ActionFunc {
 			return cli.Exit(envelope.ExConfig, err)
 		}
 		var errs []error
-		for _, address := range c.Args().Slice() {
+		if cli.Bool(c, "all") {
+			if addresses, errs, err = everyone(acc); err != nil {
+				return cli.Exit(envelope.ExConfig, err)
+			}
+			if os.Geteuid() == 0 {
+				return worst(c, append(errs, apart(c, addresses)))
+			}
+		}
+		for _, address := range addresses {
 			j, err := byAddress(c, cfg, acc, address)
 			if err == nil {
 				err = run(j, f)
@@ -89,6 +101,19 @@ func each(f func(*job) error) urfave.ActionFunc {
 		}
 		return worst(c, errs)
 	}
+}
+
+// everyone lists the accounts with a mailbox, and those that cannot be used.
+func everyone(acc *accounts.Accounts) (addresses []string, errs []error, err error) {
+	err = acc.Mailboxes(func(address string, err error) error {
+		if err != nil {
+			errs = append(errs, cli.Exit(envelope.ExConfig, fmt.Errorf("%s: %w", address, err)))
+		} else {
+			addresses = append(addresses, address)
+		}
+		return nil
+	})
+	return addresses, errs, err
 }
 
 // worst prints all errors but the one that decides the exit status, which is printed by the
@@ -232,19 +257,21 @@ func (j *job) become() (err error) {
 }
 
 // apart runs one process for each address. Rights that were given up do not come back.
-func apart(c *urfave.Context) error {
+func apart(c *urfave.Context, addresses []string) error {
 	self, err := os.Executable()
 	if err != nil {
 		return err
 	}
-	operands := c.Args().Slice()
-	given := os.Args[1 : len(os.Args)-len(operands)]
+	given := os.Args[1 : len(os.Args)-c.NArg()]
 	if n := len(given); n > 0 && given[n-1] == "--" {
 		given = given[:n-1]
 	}
+	if cli.Bool(c, "all") {
+		given = append(slices.Clone(given), "--all=false") // the last one counts
+	}
 	status := envelope.ExOK
-	for _, address := range operands {
-		cmd := exec.CommandContext(c.Context, self, append(append([]string{}, given...), "--", address)...)
+	for _, address := range addresses {
+		cmd := exec.CommandContext(c.Context, self, append(slices.Clone(given), "--", address)...)
 		cmd.Stdin, cmd.Stdout, cmd.Stderr = os.Stdin, c.App.Writer, c.App.ErrWriter
 		err := cmd.Run()
 		var exit *exec.ExitError

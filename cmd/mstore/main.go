@@ -16,8 +16,8 @@ func app() *urfave.App {
 			{Name: "create", Usage: "make the mailboxes of an account", ArgsUsage: "[address ...]", Action: each(create), Flags: common(
 				&urfave.StringSliceFlag{Name: "folder", Usage: "make `NAME[=USE]` instead of store.folders; may be given again"})},
 			{Name: "list", Usage: "print the mailboxes with counts and sizes", ArgsUsage: "[address ...]", Action: each(list), Flags: common(
-				&urfave.BoolFlag{Name: "read", Usage: "read messages whose size is not known"})},
-			{Name: "check", Usage: "find damage and repair it; never removes mail", ArgsUsage: "[address ...]", Action: each(check), Flags: common(mailboxes(),
+				all(), &urfave.BoolFlag{Name: "read", Usage: "read messages whose size is not known"})},
+			{Name: "check", Usage: "find damage and repair it; never removes mail", ArgsUsage: "[address ...]", Action: each(check), Flags: common(mailboxes(), all(),
 				&urfave.BoolFlag{Name: "read", Usage: "read every message and compare its size with what clients are told"})},
 			{Name: "reindex", Usage: "make the indexes anew", ArgsUsage: "[address ...]", Action: each(reindex), Flags: common(mailboxes())},
 			{Name: "quota", Usage: "print what is used of the quota", ArgsUsage: "[address ...]", Action: each(quota), Flags: common(
@@ -39,6 +39,10 @@ func common(more ...urfave.Flag) []urfave.Flag {
 		&urfave.StringFlag{Name: "escape", Usage: "with --maildir: `CHARACTER` that starts hex digits in names of folders"},
 		&urfave.StringFlag{Name: "control", Usage: "with --maildir: `DIR` of the uidlists"},
 		&urfave.StringFlag{Name: "index", Usage: "with --maildir: `DIR` of the indexes"})
+}
+
+func all() urfave.Flag {
+	return &urfave.BoolFlag{Name: "all", Usage: "all accounts of the users file"}
 }
 
 func mailboxes() urfave.Flag {

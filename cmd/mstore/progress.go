@@ -5,6 +5,8 @@ import (
 	"io"
 	"os"
 	"time"
+
+	"pennypost/internal/cli"
 )
 
 // progress shows on a terminal how far the work is; elsewhere it is silent.
@@ -31,7 +33,7 @@ func (p *progress) show(what string, done, of int) {
 		return
 	}
 	p.last = now
-	text := fmt.Sprintf("%s %d/%d", what, done, of)
+	text := fmt.Sprintf("%s %d/%d", cli.Escape(what, 0), done, of) // servers name mailboxes
 	fmt.Fprintf(p.w, "\r%-*s", p.long, text)
 	p.long = len(text)
 }

@@ -107,8 +107,9 @@ func place(c *urfave.Context, flag string) (kind, where string, err error) {
 	return kind, where, nil
 }
 
-func tree(kind, dir string) maildir.Tree {
-	t := maildir.Tree{Root: filepath.Clean(dir)}
+// tree is a Maildir on the other side, with the escapes that the account has.
+func (j *job) tree(kind, dir string) maildir.Tree {
+	t := maildir.Tree{Root: filepath.Clean(dir), Escape: j.o.Escape}
 	if kind == "fs" {
 		t.Layout = maildir.LayoutFS
 	}
@@ -117,7 +118,7 @@ func tree(kind, dir string) maildir.Tree {
 
 // own is the tree of the job's account.
 func (j *job) own() maildir.Tree {
-	t := maildir.Tree{Root: j.user.Maildir, UTF8: j.o.UTF8, Control: j.o.Control, Index: j.o.Index}
+	t := maildir.Tree{Root: j.user.Maildir, UTF8: j.o.UTF8, Control: j.o.Control, Index: j.o.Index, Escape: j.o.Escape}
 	if j.o.FSLayout {
 		t.Layout = maildir.LayoutFS
 	}
@@ -144,7 +145,7 @@ func importMail(j *job) (err error) {
 		if o.Into != "" {
 			return cli.Usage("--restore puts mailboxes where they were; --into is for copies")
 		}
-		return transfer.Restore(j.c.Context, s, j.own(), tree(kind, where), o)
+		return transfer.Restore(j.c.Context, s, j.own(), j.tree(kind, where), o)
 	}
 	src, err := j.source(kind, where)
 	if err != nil {
@@ -159,7 +160,7 @@ func (j *job) source(kind, where string) (transfer.Source, error) {
 	case "mbox":
 		return transfer.OpenMbox(where)
 	case "maildir", "fs":
-		return &transfer.Maildir{Tree: tree(kind, where)}, nil
+		return &transfer.Maildir{Tree: j.tree(kind, where)}, nil
 	case "account":
 		return j.other(where)
 	case "imap", "imaps":
@@ -211,7 +212,7 @@ func exportMail(j *job) (err error) {
 	ctx := j.c.Context
 	switch kind {
 	case "maildir", "fs":
-		return transfer.ToMaildir(ctx, s, tree(kind, where), o)
+		return transfer.ToMaildir(ctx, s, j.tree(kind, where), o)
 	case "mbox":
 		return transfer.ToMbox(ctx, s, where, o)
 	case "account":
