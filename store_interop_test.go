@@ -381,7 +381,7 @@ func (s *swap) courier(program, input string) string {
 	root := os.Getenv("COURIER_ROOT")
 	path := filepath.Join("/", root, program)
 	if _, err := os.Stat(path); err != nil {
-		s.t.Skip("Courier is not installed")
+		s.t.Skip("Courier is not installed, nor unpacked in the directory that COURIER_ROOT names")
 	}
 	s.nobodys()
 	lib := filepath.Join("/", root, "usr/lib")
