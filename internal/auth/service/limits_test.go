@@ -412,3 +412,19 @@ func (w *lockedWriter) Write(p []byte) (int, error) {
 	defer w.mu.Unlock()
 	return w.b.Write(p)
 }
+
+// TestTicketsOfOneUser: a user who logs in all the time without a session, as one without a system
+// account does, does not keep others out.
+func TestTicketsOfOneUser(t *testing.T) {
+	all := newTickets(time.Now)
+	first := all.issue("bob@example.test", [16]byte{})
+	for range 2*maxMemo + 10 {
+		all.issue("alice@example.test", [16]byte{})
+	}
+	if len(all.m) > maxMemo {
+		t.Errorf("%d tickets", len(all.m))
+	}
+	if a, _, ok := all.take(first); !ok || a != "bob@example.test" {
+		t.Errorf("the ticket of another one is lost: %q", a)
+	}
+}

@@ -110,7 +110,7 @@ func (s *Service) Login(ctx context.Context, a auth.Attempt) (auth.Identity, err
 	}
 	print := s.fingerprint("password", sec.Address, fullText(sec), a.Password)
 	if known && s.memo.has(print) && sec.Refused == nil {
-		return s.identity(sec, a.Ticket)
+		return s.identity(sec, a.Ticket), nil
 	}
 	if s.limits.repeated(g, print) {
 		if !s.asksProgram(&sec, known) {
@@ -136,7 +136,7 @@ func (s *Service) Login(ctx context.Context, a auth.Attempt) (auth.Identity, err
 	if known {
 		s.memo.add(print)
 	}
-	return s.identity(sec, a.Ticket)
+	return s.identity(sec, a.Ticket), nil
 }
 
 // slow counts the guess and waits as long as the limits ask for.
@@ -157,16 +157,12 @@ func (s *Service) slow(ctx context.Context, g *guess) error {
 }
 
 // identity is the answer to a right password.
-func (s *Service) identity(sec accounts.Secret, ticket bool) (auth.Identity, error) {
+func (s *Service) identity(sec accounts.Secret, ticket bool) auth.Identity {
 	id := auth.Identity{Address: sec.Address}
-	if !ticket {
-		return id, nil
+	if ticket {
+		id.Ticket = s.tickets.issue(sec.Address, s.fingerprint("ticket", sec.Address, fullText(sec), ""))
 	}
-	var err error
-	if id.Ticket, err = s.tickets.issue(sec.Address, s.fingerprint("ticket", sec.Address, fullText(sec), "")); err != nil {
-		return auth.Identity{}, sasl.Temporary(err)
-	}
-	return id, nil
+	return id
 }
 
 // Redeem implements auth.Checker. A ticket whose account has changed since is worth nothing.

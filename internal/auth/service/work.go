@@ -6,7 +6,6 @@ import (
 	"crypto/rand"
 	"crypto/sha256"
 	"encoding/binary"
-	"errors"
 	"maps"
 	"runtime"
 	"slices"
@@ -129,7 +128,7 @@ type issued struct {
 
 func newTickets(now func() time.Time) *tickets { return &tickets{now: now, m: map[string]issued{}} }
 
-func (t *tickets) issue(address string, print [16]byte) (string, error) {
+func (t *tickets) issue(address string, print [16]byte) string {
 	t.mu.Lock()
 	defer t.mu.Unlock()
 	now := t.now()
@@ -137,11 +136,24 @@ func (t *tickets) issue(address string, print [16]byte) (string, error) {
 		maps.DeleteFunc(t.m, func(_ string, i issued) bool { return !now.Before(i.end) })
 	}
 	if len(t.m) >= maxMemo {
-		return "", errors.New("too many tickets nobody takes")
+		t.makeRoom()
 	}
 	text := rand.Text()
 	t.m[text] = issued{address, print, now.Add(ticketLife)}
-	return text, nil
+	return text
+}
+
+// makeRoom takes the tickets from who has the most. Users whose sessions no other process runs get
+// some too, which nobody takes: one who logs in all the time must keep out nobody else.
+func (t *tickets) makeRoom() {
+	of := map[string]int{}
+	most := ""
+	for _, i := range t.m {
+		if of[i.address]++; of[i.address] > of[most] {
+			most = i.address
+		}
+	}
+	maps.DeleteFunc(t.m, func(_ string, i issued) bool { return i.address == most })
 }
 
 func (t *tickets) take(text string) (address string, print [16]byte, ok bool) {
