@@ -92,11 +92,12 @@ type exporting struct {
 	lock  *maildir.UIDLock
 	list  maildir.UIDList
 	words maildir.Keywords
+	prune bool
 	res   Result
 }
 
 func (o *Options) exportMailbox(ctx context.Context, s *mailbox.Store, to maildir.Tree, name string) (err error) {
-	e := &exporting{ctx: ctx, o: o, files: make(map[string]string), res: Result{From: name}}
+	e := &exporting{ctx: ctx, o: o, prune: o.Prune, files: make(map[string]string), res: Result{From: name}}
 	if e.dir, err = to.Dir(name); err != nil {
 		return err
 	}
@@ -194,6 +195,9 @@ func (e *exporting) all(ctx context.Context) error {
 	if err != nil {
 		return err
 	}
+	if len(entries) < e.v.Len() {
+		e.unreadable(entries)
+	}
 	slices.SortFunc(entries, func(a, b mailbox.POP3Entry) int { return int(int64(a.UID) - int64(b.UID)) })
 	e.list = maildir.UIDList{Version: 3, Validity: e.v.UIDValidity(), Next: e.v.UIDNext(), GUID: e.guid(), Ceiling: e.v.HighestModSeq()}
 	for i, w := range e.v.Keywords() {
@@ -231,6 +235,31 @@ func (e *exporting) all(ctx context.Context) error {
 		delete(e.files, p.Base)
 	}
 	return nil
+}
+
+// unreadable names the messages that are there and cannot be read. The copy may have them from
+// before: then nothing is removed.
+func (e *exporting) unreadable(entries []mailbox.POP3Entry) {
+	listed := make(map[uint32]bool, len(entries))
+	for _, p := range entries {
+		listed[p.UID] = true
+	}
+	for _, m := range e.v.All(1, e.v.Len()) {
+		if listed[m.UID] {
+			continue
+		}
+		body, err := e.v.Open(e.ctx, m.UID)
+		switch {
+		case err == nil:
+			_ = body.Close() // it was only opened
+		case errors.Is(err, mailbox.ErrExpunged) || errors.Is(err, fs.ErrNotExist):
+			continue
+		}
+		e.prune = false
+		if len(e.res.Lost) < maxLost {
+			e.res.Lost = append(e.res.Lost, fmt.Sprintf("message with UID %d, which cannot be read", m.UID))
+		}
+	}
 }
 
 // message brings one message up to date; false when it is gone.
@@ -291,16 +320,16 @@ func place(fsys durable.FS, dir, name string, r io.Reader, date time.Time) error
 
 // finish writes the lists when all files are there.
 func (e *exporting) finish() error {
-	if e.o.Prune {
+	if e.prune {
 		e.onlyListed()
 	}
-	if e.o.Prune {
+	if e.prune {
 		e.res.Removed = len(e.files)
 	}
 	if e.o.DryRun {
 		return nil
 	}
-	if e.o.Prune {
+	if e.prune {
 		for _, path := range e.files {
 			if err := e.o.fs().Remove(filepath.Join(e.dir, path)); err != nil && !errors.Is(err, fs.ErrNotExist) {
 				return err
