@@ -265,7 +265,7 @@ func wellFormed(t *testing.T, b []byte) {
 
 func TestModel(t *testing.T) {
 	var p Parser
-	for seed := range uint64(1500) {
+	for seed := range uint64(600) {
 		check(t, &p, generate(seed, seed%2 == 0))
 	}
 }

@@ -28,6 +28,7 @@ func decodeWords(dst, v []byte) []byte {
 		w, rest, ok := encodedWord(v[i:])
 		if !ok {
 			flush()
+			charset = nil // what stands before the next word is text
 			dst = appendRaw(dst, v[:i+2])
 			v = v[i+2:]
 			continue
