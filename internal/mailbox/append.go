@@ -643,12 +643,49 @@ func (v *View) moveBetween(ctx context.Context, uids []uint32, dst *Mailbox, out
 	}
 	if v.m.indexAt < dst.indexAt {
 		return v.m.write(ctx, func(src *writer) error {
+			if same, err := dst.lockedAs(ctx, v.m); err != nil {
+				return err
+			} else if same {
+				return both(src, src)
+			}
 			return dst.write(ctx, func(to *writer) error { return both(src, to) })
 		})
 	}
 	return dst.write(ctx, func(to *writer) error {
+		if same, err := v.m.lockedAs(ctx, dst); err != nil {
+			return err
+		} else if same {
+			return both(to, to)
+		}
 		return v.m.write(ctx, func(src *writer) error { return both(src, to) })
 	})
+}
+
+// lockedAs tells whether the lock of m is the one that other holds: two openings of one folder
+// in one process, of which one would wait for the other. An opening under a name that is the
+// folder's no more finds nothing.
+func (m *Mailbox) lockedAs(ctx context.Context, other *Mailbox) (bool, error) {
+	if err := m.enter(ctx); err != nil {
+		return false, err
+	}
+	defer m.leave()
+	if err := m.openLock(); errors.Is(err, fs.ErrNotExist) {
+		return false, ErrNotFound
+	} else if err != nil {
+		return false, err
+	}
+	mine, err := m.lockFile.Stat()
+	if err != nil {
+		return false, err
+	}
+	its, err := other.lockFile.Stat()
+	if err != nil || !durable.SameFile(mine, its) {
+		return false, err
+	}
+	if !m.lockStands() {
+		return false, ErrNotFound
+	}
+	return true, nil
 }
 
 func (v *View) moveLocked(ctx context.Context, src, dst *writer, uids []uint32) (Copied, error) {
