@@ -524,3 +524,13 @@ func TestBugGivesLockBack(t *testing.T) {
 		t.Errorf("died of %v, locked %v", v, d.locked)
 	}
 }
+
+// TestLeadingZeros: a number is answered as it stands in the list of all, however it was written.
+func TestLeadingZeros(t *testing.T) {
+	s, _ := testServer(t, newDrop(t, "Subject: x\n\n"))
+	c, done := connect(t, t.Context(), s, stdio)
+	if got := converse(t, c, loginLines+"LIST 001\r\nUIDL 01\r\nLIST 0\r\nQUIT\r\n"); !strings.Contains(got, "\r\n+OK 1 14\r\n+OK 1 0000000") || !strings.Contains(got, "-ERR no such message") {
+		t.Errorf("%q", got)
+	}
+	<-done
+}

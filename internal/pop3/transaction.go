@@ -6,6 +6,7 @@ import (
 	"fmt"
 	"log/slog"
 	"strconv"
+	"strings"
 	"time"
 )
 
@@ -98,7 +99,7 @@ func (c *session) listing(arg string, field func([]byte, *entry) []byte) error {
 		if m == nil {
 			return err
 		}
-		c.ok(arg + " " + string(field(nil, m)))
+		c.ok(strings.TrimLeft(arg, "0") + " " + string(field(nil, m))) // as it stands in the list of all
 		return nil
 	}
 	c.ok(strconv.Itoa(c.left) + " messages")
