@@ -120,6 +120,9 @@ type Stored struct {
 	Changed  []uint32 // UIDs whose flags are others now
 	Failed   []uint32 // UIDs that UnchangedSince excludes
 	Expunged []uint32 // UIDs that are no more
+
+	NoRoom     []uint32 // UIDs whose file names are too long for the flags: nothing changed
+	NoKeywords []uint32 // UIDs whose file names are too long for the keywords alone
 }
 
 // Copied pairs UIDs of a COPY, MOVE or APPEND.

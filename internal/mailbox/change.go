@@ -8,6 +8,7 @@ import (
 	"math/rand/v2"
 	"path/filepath"
 	"slices"
+	"syscall"
 	"time"
 
 	"pennypost/internal/durable"
@@ -45,7 +46,8 @@ func (v *View) Store(ctx context.Context, uids []uint32, ch FlagChange) (Stored,
 		if err != nil {
 			return err
 		}
-		out.Changed = done
+		out.Changed = slices.DeleteFunc(slices.Clone(done), func(uid uint32) bool { return d.kept[uid] })
+		out.NoRoom, out.NoKeywords = d.noRoom, d.noKeywords
 		if len(done) < len(todo) {
 			for _, t := range todo {
 				if !slices.Contains(done, t.uid) { // few, if any
@@ -57,7 +59,9 @@ func (v *View) Store(ctx context.Context, uids []uint32, ch FlagChange) (Stored,
 		if err := d.finish(e); err != nil {
 			return errors.Join(serr, err)
 		}
-		out.ModSeq = w.st.modseq
+		if len(out.Changed) > 0 {
+			out.ModSeq = w.st.modseq
+		}
 		return serr
 	})
 	if err != nil {
@@ -241,6 +245,9 @@ type folder struct {
 	news, cur *durable.Names
 	stamps    [places]stamp // before the first change
 	fromNew   bool          // new/ has lost names
+
+	noRoom, noKeywords []uint32        // messages whose names are too long
+	kept               map[uint32]bool // of those, who stayed as they were
 }
 
 func (w *writer) openFolder() (*folder, error) {
@@ -363,6 +370,16 @@ func (d *folder) rename(ctx context.Context, e *edit, todo []target) (done []uin
 		case errors.Is(err, fs.ErrNotExist), errors.Is(err, fs.ErrExist):
 			lost = put(lost, string(from[:r.baseLen]), t)
 			continue
+		case errors.Is(err, syscall.ENAMETOOLONG):
+			base := string(from[:r.baseLen])
+			if ok, err := d.one(e, t, base, look{flags: r.flags, kw: r.kw}); err != nil {
+				return done, d.abandon(e, err)
+			} else if !ok {
+				lost = put(lost, base, t)
+			} else {
+				done = append(done, t.uid)
+			}
+			continue
 		case err != nil:
 			return done, d.abandon(e, err)
 		}
@@ -392,6 +409,24 @@ func (d *folder) one(e *edit, t target, base string, l look) (bool, error) {
 	next := l.with(base, f, kw)
 	if next != l {
 		err := d.sub(l).RenameNew(l.file(base), d.cur, next.file(base))
+		if errors.Is(err, syscall.ENAMETOOLONG) && kw&^l.kw != 0 { // without new keywords, then
+			if !slices.Contains(d.noKeywords, t.uid) { // it may be looked for twice
+				d.noKeywords = append(d.noKeywords, t.uid)
+			}
+			u := t
+			u.to = func(maildir.Flags, uint32) (maildir.Flags, uint32) { return f, kw & l.kw }
+			if f == l.flags && kw&l.kw == l.kw {
+				d.keep(t.uid)
+				return true, nil
+			}
+			return d.one(e, u, base, l)
+		}
+		if errors.Is(err, syscall.ENAMETOOLONG) {
+			d.noKeywords = slices.DeleteFunc(d.noKeywords, func(uid uint32) bool { return uid == t.uid })
+			d.noRoom = append(d.noRoom, t.uid)
+			d.keep(t.uid)
+			return true, nil
+		}
 		if errors.Is(err, fs.ErrNotExist) || errors.Is(err, fs.ErrExist) {
 			return false, nil
 		}
@@ -401,6 +436,13 @@ func (d *folder) one(e *edit, t target, base string, l look) (bool, error) {
 		d.fromNew = d.fromNew || l.bits&bitNew != 0
 	}
 	return true, e.change(t.uid, next)
+}
+
+func (d *folder) keep(uid uint32) {
+	if d.kept == nil {
+		d.kept = map[uint32]bool{}
+	}
+	d.kept[uid] = true
 }
 
 // chase renames messages that were not where the state had them.
