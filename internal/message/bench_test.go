@@ -149,12 +149,16 @@ func TestLinear(t *testing.T) {
 		"forwarded":          {"Subject: ", "[fwd:"},
 		"empty lines":        {head, "\n"},
 		"one line":           {head, "x"},
+		"half words":         {"Subject: ", " =?a?q? "},
+		"enclosed addresses": {head, "--b\nContent-Type: message/rfc822\n\nFrom: " + strings.Repeat("a,", 1000) + "\n\n"},
 		"carriage returns":   {head, "\r"},
 		"messages":           {"", "Content-Type: message/rfc822\n\n"},
 		"parts with headers": {head, "--b\nContent-Type: text/plain; a=b; c*0=d; c*1=e\n\n"},
 	} {
-		size := 4 << 20
-		if name == "boundaries" || *whole {
+		size := 1 << 20
+		if name == "enclosed addresses" {
+			size = 4 << 20
+		} else if name == "boundaries" || *whole {
 			size = 50 << 20
 		}
 		msg := []byte(c.head + strings.Repeat(c.unit, (size-len(c.head))/len(c.unit)))

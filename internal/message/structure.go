@@ -70,6 +70,10 @@ func appendParams(dst []byte, list []Param) []byte {
 	return append(dst, ')')
 }
 
+// maxStructure bounds what a mail of addresses becomes: two octets of a list make a hundred.
+// Enclosed messages that come behind it have an empty ENVELOPE.
+const maxStructure = 16 << 20
+
 const usASCII = `"charset" "us-ascii"`
 
 // AppendBody appends what follows BODY, or, extended, BODYSTRUCTURE in a FETCH reply,
@@ -127,7 +131,11 @@ func appendSingle(dst []byte, p *Part, extended bool) []byte {
 	case Text:
 		dst = appendInt(append(dst, ' '), p.BodyLines)
 	case Message:
-		dst = AppendEnvelope(append(dst, ' '), p.Parts[0].Fields)
+		fields := p.Parts[0].Fields
+		if len(dst) > maxStructure {
+			fields = new(Header)
+		}
+		dst = AppendEnvelope(append(dst, ' '), fields)
 		dst = AppendBody(append(dst, ' '), p.Parts[0], extended)
 		dst = appendInt(append(dst, ' '), p.BodyLines)
 	}
