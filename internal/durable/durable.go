@@ -36,9 +36,9 @@ func SyncDirOn(fsys FS, dir string) error {
 // Dir is a directory held open for syncing. It may be used concurrently.
 type Dir struct {
 	f      File
-	names  bool       // a sync of a file in it is one of the file's newest name
-	run    sync.Mutex // held during an fsync
-	mu     sync.Mutex // guards what follows
+	names  func() bool // a sync of a file in it is one of the file's newest name; asked at the first Commit
+	run    sync.Mutex  // held during an fsync
+	mu     sync.Mutex  // guards what follows
 	next   *round
 	coming int       // Commits that have yet to ask for their fsync
 	met    time.Time // when two Commits were last under way at once
@@ -69,7 +69,7 @@ func OpenDirOn(fsys FS, path string) (*Dir, error) {
 	if err != nil {
 		return nil, err
 	}
-	return &Dir{f: f, names: NamesWithFile(fsys, path)}, nil
+	return &Dir{f: f, names: sync.OnceValue(func() bool { return NamesWithFile(fsys, path) })}, nil
 }
 
 // Sync puts all names that were made in the directory before the call on stable storage.
@@ -88,7 +88,7 @@ func (d *Dir) Sync() error { return d.sync(0) }
 // is or lately was under way, and one flush of the device then does for both. With company the directory's
 // sync, shared by all, is cheaper than writing each file out and waiting twice.
 func (d *Dir) Commit(f File, name func() error) error {
-	if name == nil && d.names {
+	if name == nil && d.names() {
 		return syncFile(f)
 	}
 	d.mu.Lock()
@@ -99,7 +99,7 @@ func (d *Dir) Commit(f File, name func() error) error {
 	alone := time.Since(d.met) > lately
 	d.mu.Unlock()
 	var err error
-	if alone && d.names {
+	if alone && d.names() {
 		err = commitAlone(f, name)
 	} else {
 		alone = false
