@@ -85,8 +85,8 @@ func (d *Dir) Sync() error { return d.sync(0) }
 // It syncs the file, and after name the directory, together with other Commits under way. Where
 // the file system commits a name with its file (NamesWithFile), the file's sync is enough for a
 // file that has its name; one that gets it is written out, named and synced if no other Commit
-// is or lately was under way, and one flush of the device then does for both. With company the directory's
-// sync, shared by all, is cheaper than writing each file out and waiting twice.
+// is or lately was under way, and one flush of the device then does for both. With company the
+// directory's sync, shared by all, is cheaper than writing each file out and waiting twice.
 func (d *Dir) Commit(f File, name func() error) error {
 	if name == nil && d.names() {
 		return syncFile(f)
