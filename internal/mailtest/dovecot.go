@@ -17,7 +17,13 @@ func Dovecot(t testing.TB, dir string) net.Conn {
 	t.Helper()
 	cmd := exec.Command(DovecotCommand(t, dir)[0], DovecotCommand(t, dir)[1:]...)
 	cmd.Env = append(os.Environ(), "HOME="+dir, "USER=nobody")
-	fds, err := syscall.Socketpair(syscall.AF_UNIX, syscall.SOCK_STREAM|syscall.SOCK_CLOEXEC, 0)
+	syscall.ForkLock.RLock() // not every system has SOCK_CLOEXEC
+	fds, err := syscall.Socketpair(syscall.AF_UNIX, syscall.SOCK_STREAM, 0)
+	if err == nil {
+		syscall.CloseOnExec(fds[0])
+		syscall.CloseOnExec(fds[1])
+	}
+	syscall.ForkLock.RUnlock()
 	if err != nil {
 		t.Fatal(err)
 	}
