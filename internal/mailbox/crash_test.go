@@ -37,7 +37,6 @@ type life struct {
 	maybe map[string]bool // texts whose fate was being decided when the machine stopped
 	flux  map[string]bool // texts whose flags were
 	twice map[string]bool // texts that were being copied
-	n     int
 }
 
 func newLife(fs *mailtest.CrashFS) *life {

@@ -332,7 +332,7 @@ func (s *share) dial(log *os.File) (*imap, error) {
 	return i, nil
 }
 
-var errNo = errors.New("Dovecot says no")
+var errNo = errors.New("refused by Dovecot")
 
 // do sends a command, with a literal behind it if there is one, and returns the untagged lines.
 func (i *imap) do(cmd, literal string) (lines []string, err error) {

@@ -294,12 +294,3 @@ func (s *state) settle() {
 		s.news += c.news
 	}
 }
-
-// lastUID is the highest UID in the state, 0 in an empty one.
-func (s *state) lastUID() uint32 {
-	if len(s.chunks) == 0 {
-		return 0
-	}
-	c := s.chunks[len(s.chunks)-1]
-	return c.recs[len(c.recs)-1].uid
-}

@@ -300,10 +300,8 @@ func (b *bed) settleStorm() {
 				uids[key] = w[4]
 			case len(w) == 4 && w[0] == "H":
 				var mod, next uint64
-				if _, err := fmt.Sscan(w[2], &mod); err == nil {
-					_, err = fmt.Sscan(w[3], &next)
-				}
-				if err == nil && (mod < high[w[1]][0] || next < high[w[1]][1]) {
+				n, _ := fmt.Sscan(w[2]+" "+w[3], &mod, &next) // a killed process leaves half a line
+				if n == 2 && (mod < high[w[1]][0] || next < high[w[1]][1]) {
 					b.Errorf("%s: HIGHESTMODSEQ %d after %d, UIDNEXT %d after %d", w[1], mod, high[w[1]][0], next, high[w[1]][1])
 				}
 				high[w[1]] = [2]uint64{mod, next}
