@@ -36,6 +36,10 @@ test:
 check:
 	RFC_DIR='$(RFC_DIR)' GO='$(GO)' TAGS='$(TAGS)' MAKE='$(MAKE)' scripts/check
 
+# The storms of the mail store for as long as it takes: about half an hour.
+soak:
+	CGO_ENABLED=0 $(GO) test -timeout 2h -v -run 'Storm|FalseExpunge|Share|Model|Crash|Damage' -tags '$(TAGS) long soak' ./internal/mailbox
+
 demo: build
 	CGO_ENABLED=0 $(GO) run -tags $(TAGS) ./scripts/demo
 
@@ -50,4 +54,4 @@ install: build
 clean:
 	rm -rf bin
 
-.PHONY: all build test check demo bench install clean
+.PHONY: all build test check soak demo bench install clean

@@ -1,4 +1,4 @@
-//go:build long
+//go:build long && !soak
 
 package mailbox
 
@@ -7,18 +7,18 @@ import "time"
 const (
 	crashFirst  = 0
 	crashStride = 1
-	crashSeeds  = uint64(12)
+	crashSeeds  = uint64(3)
 )
 
 const (
-	modelSeeds = 100
-	modelSteps = 200
+	modelSeeds = 25
+	modelSteps = 100
 
-	damageStride = 1
+	damageStride = 11
 )
 
 const (
-	renameMessages = 20_000
-	renameTime     = time.Minute
-	stormTime      = time.Minute
+	renameMessages = 4000
+	renameTime     = 10 * time.Second
+	stormTime      = 10 * time.Second
 )

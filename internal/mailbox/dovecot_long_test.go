@@ -1,7 +1,7 @@
-//go:build long
+//go:build long && !soak
 
 package mailbox
 
 import "time"
 
-const shareTime = time.Minute
+const shareTime = 10 * time.Second

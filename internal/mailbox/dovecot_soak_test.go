@@ -1,0 +1,7 @@
+//go:build soak
+
+package mailbox
+
+import "time"
+
+const shareTime = time.Minute
