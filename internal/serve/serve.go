@@ -230,6 +230,9 @@ func (r *runner) ownListeners(ctx context.Context) error {
 
 // serve accepts on all of ls until told to stop, then waits for the sessions.
 func (r *runner) serve(ctx context.Context, ls []bound) error {
+	// Before a connection is accepted and before anybody is told that we are ready: a SIGHUP may
+	// come as soon as either has happened.
+	defer r.outliveHangUp()()
 	r.conns = make(map[net.Conn]struct{})
 	r.lastEnd = time.Now()
 	stop := make(chan struct{})
@@ -248,7 +251,6 @@ func (r *runner) serve(ctx context.Context, ls []bound) error {
 	if err := ready(r.o.NotifyFd); err != nil {
 		r.o.Log.Warn("cannot tell the starter that we are ready", "err", err)
 	}
-	defer r.outliveHangUp()()
 	err := r.waitForEnd(ctx, errc)
 	notify("STOPPING=1")
 	// Stop accepting first. Closing our copy of a passed socket leaves the socket itself, and
