@@ -52,9 +52,6 @@ func site(t *testing.T) (dir, bin string) {
 // asks tells whether a request gets an answer, which is no here: nobody answers for tickets.
 func asks(t *testing.T, path string) {
 	t.Helper()
-	if !mailtest.Wait(10*time.Second, func() bool { _, err := os.Stat(path); return err == nil }) {
-		t.Fatal("no socket")
-	}
 	a, b, err := pair(t)
 	if err != nil {
 		t.Fatal(err)
@@ -62,11 +59,7 @@ func asks(t *testing.T, path string) {
 	defer a.Close()
 	defer b.Close()
 	for _, c := range []struct{ protocol, want string }{{"none", "syntax"}, {handover.POP3, "temporary"}} {
-		conn, err := net.Dial("unix", path)
-		if err != nil {
-			t.Fatal(err)
-		}
-		u := conn.(*net.UnixConn)
+		u := dial(t, path)
 		if err := u.SetDeadline(time.Now().Add(20 * time.Second)); err != nil {
 			t.Fatal(err)
 		}
@@ -80,6 +73,20 @@ func asks(t *testing.T, path string) {
 		}
 		u.Close()
 	}
+}
+
+// dial connects once somebody listens: a starter makes the file of a socket before it listens.
+func dial(t *testing.T, path string) *net.UnixConn {
+	t.Helper()
+	var u *net.UnixConn
+	var err error
+	if !mailtest.Wait(10*time.Second, func() bool {
+		u, err = net.DialUnix("unix", nil, &net.UnixAddr{Name: path, Net: "unix"})
+		return err == nil
+	}) {
+		t.Fatal(err)
+	}
+	return u
 }
 
 func pair(t *testing.T) (a, b *os.File, err error) {
