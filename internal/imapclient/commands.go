@@ -135,7 +135,16 @@ func (c *Client) Fetch(uids []uint32, each func(uid uint32, body io.Reader, size
 		}
 		return c.fail(fmt.Errorf("a message came that was not asked for: %d", uid))
 	}
-	defer func() { c.each = nil }()
+	// RFC 9051 §5.5: a server may work on several commands at once and end a later one first.
+	c.takes = func(tag string) bool {
+		i := slices.IndexFunc(under, func(a ask) bool { return a.tag == tag })
+		if i < 0 {
+			return false
+		}
+		under = slices.Delete(under, i, i+1)
+		return true
+	}
+	defer func() { c.each, c.takes = nil, nil }()
 	for len(uids) > 0 || len(under) > 0 {
 		if len(under) <= depth/2 && len(uids) > 0 {
 			for len(under) < depth && len(uids) > 0 {
@@ -152,7 +161,6 @@ func (c *Client) Fetch(uids []uint32, each func(uid uint32, body io.Reader, size
 		if _, err := c.wait(under[0].tag, "UID FETCH", false); err != nil {
 			return c.fail(err)
 		}
-		under = under[1:]
 	}
 	return nil
 }

@@ -70,7 +70,10 @@ type Client struct {
 	list []Mailbox
 	size int // octets of list
 	each func(Message) error
-	stop func() bool
+	// takes, where several commands are under way, tells whether a tag is of one of them; that
+	// one is under way no more.
+	takes func(tag string) bool
+	stop  func() bool
 }
 
 // Error is a command refused by the server.

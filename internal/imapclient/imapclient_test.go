@@ -194,6 +194,37 @@ C: a6 LOGOUT
 	}
 }
 
+// RFC 9051 §5.5: commands that are under way at once may end in any order, each of them once.
+func TestFetchOutOfOrder(t *testing.T) {
+	const script = "* OK [CAPABILITY X] hi\nC: a1 UID FETCH 1 (UID BODY.PEEK[])\n* 1 FETCH (UID 1 BODY[] {1}\na)\na1 OK\n" +
+		"C: a2 UID FETCH 2 (UID BODY.PEEK[])\nC: a3 UID FETCH 3 (UID BODY.PEEK[])\n* 3 FETCH (UID 3 BODY[] {1}\nc)\na3 OK\n"
+	for _, s := range []struct {
+		name, rest string
+		ok         bool
+	}{
+		{"later first", "* 2 FETCH (UID 2 BODY[] {1}\nb)\na2 OK\n", true},
+		{"one twice", "a3 OK\n", false},
+		{"none of ours", "a4 OK\n", false},
+	} {
+		c, done := server(t, Options{Timeout: 10 * time.Second}, script+s.rest)
+		if err := c.open(); err != nil {
+			t.Fatal(err)
+		}
+		got := ""
+		err := c.Fetch([]uint32{1, 2, 3}, func(uid uint32, body io.Reader, _ int64) error {
+			b, err := io.ReadAll(body)
+			got += fmt.Sprint(uid, string(b), " ")
+			return err
+		})
+		if (err == nil) != s.ok || s.ok && got != "1a 3c 2b " {
+			t.Errorf("%s: %q %v", s.name, got, err)
+		}
+		if err := done(); err != nil {
+			t.Errorf("%s: %v", s.name, err)
+		}
+	}
+}
+
 // A server that lies, is slow, or says too much ends the connection and costs little.
 func TestBadServers(t *testing.T) {
 	fetch := func(c *Client) error {
@@ -309,15 +340,19 @@ func TestDovecot(t *testing.T) {
 		t.Fatalf("%d %v", len(list), err)
 	}
 	var uids []uint32
+	sizes := make(map[uint32]int64)
 	for _, m := range list {
 		uids = append(uids, m.UID)
+		sizes[m.UID] = m.Size
 	}
 	n := 0
+	// Dovecot works on several commands at once and may send a later message first.
 	err = c.Fetch(uids, func(uid uint32, body io.Reader, size int64) error {
 		b, err := io.ReadAll(body)
-		if int64(len(b)) != size || size != list[n].Size || !strings.HasPrefix(string(b), fmt.Sprintf("Subject: %d\r\n", n)) {
-			t.Errorf("message %d: %d octets, %d, %d", uid, len(b), size, list[n].Size)
+		if int64(len(b)) != size || size != sizes[uid] || !strings.HasPrefix(string(b), fmt.Sprintf("Subject: %d\r\n", uid-1)) {
+			t.Errorf("message %d: %d octets, %d, %d", uid, len(b), size, sizes[uid])
 		}
+		delete(sizes, uid) // each comes once
 		n++
 		return err
 	})
