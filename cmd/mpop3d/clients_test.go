@@ -279,6 +279,12 @@ func TestSwitch(t *testing.T) {
 		if err := cmd.Start(); err != nil {
 			t.Fatal(err)
 		}
+		if !mailtest.Wait(10*time.Second, func() bool {
+			c, err := net.Dial("tcp", addr)
+			return err == nil && c.Close() == nil
+		}) {
+			t.Fatal("mpop3d does not listen")
+		}
 		return func() {
 			if err := errors.Join(cmd.Process.Signal(syscall.SIGTERM), cmd.Wait()); err != nil {
 				t.Error(err)
