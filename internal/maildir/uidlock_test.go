@@ -4,6 +4,7 @@ import (
 	"context"
 	"errors"
 	"fmt"
+	"io/fs"
 	"os"
 	"os/exec"
 	"path/filepath"
@@ -214,6 +215,62 @@ func TestNextUIDValidity(t *testing.T) {
 		b, err := os.ReadFile(filepath.Join(dir, UIDValidityName))
 		if err != nil || string(b) != fmt.Sprintf("%08x", c.want+1) {
 			t.Errorf("%s: %q %v", c.name, b, err)
+		}
+	}
+}
+
+// meanwhile calls once when the directory was read and the file opened, or found missing.
+type meanwhile struct {
+	durable.FS
+	path string
+	call func()
+}
+
+func (m *meanwhile) OpenFile(name string, flag int, perm fs.FileMode) (durable.File, error) {
+	f, err := m.FS.OpenFile(name, flag, perm)
+	if call := m.call; call != nil && name == m.path && flag == os.O_RDONLY {
+		m.call = nil
+		call()
+	}
+	return f, err
+}
+
+// Two others get their UIDVALIDITY, if they are let, after one has seen that there is no mark.
+func TestNextUIDValidityOvertaken(t *testing.T) {
+	now := time.Unix(0x60000000, 0)
+	for _, text := range []string{"", "60000005"} {
+		dir := t.TempDir()
+		if text != "" {
+			if err := os.WriteFile(filepath.Join(dir, UIDValidityName), []byte(text), 0o600); err != nil {
+				t.Fatal(err)
+			}
+		}
+		seen := make(map[uint32]bool)
+		take := func(fsys durable.FS) {
+			v, err := NextUIDValidity(fsys, dir, now)
+			if err != nil || seen[v] {
+				t.Errorf("%q: %x %v, %v were given out", text, v, err, seen)
+			}
+			seen[v] = true
+		}
+		asked := false
+		m := &meanwhile{FS: durable.OS{}, path: filepath.Join(dir, UIDValidityName), call: func() {
+			asked = true
+			l, err := durable.Lock(filepath.Join(dir, UIDValidityName+".lock"), true)
+			if errors.Is(err, durable.ErrLocked) {
+				return // they wait
+			}
+			if err != nil {
+				t.Fatal(err)
+			}
+			l.Close()
+			take(durable.OS{})
+			take(durable.OS{})
+		}}
+		take(m)
+		take(durable.OS{})
+		if !asked || len(seen) < 2 {
+			t.Errorf("%q: %v, %v", text, asked, seen)
 		}
 	}
 }

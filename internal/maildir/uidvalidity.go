@@ -17,12 +17,36 @@ import (
 
 // UIDValidityName is the file with the last UIDVALIDITY that a folder of the account got. Beside
 // it lies an empty file with the same value in its name, whose rename decides between two who
-// want the next one.
+// want the next one: Dovecot and we. Ours exclude each other by a lock besides.
 const UIDValidityName = "dovecot-uidvalidity"
 
 // NextUIDValidity gives out a UIDVALIDITY that no folder of the account ever had. root is the
 // control root of the tree.
 func NextUIDValidity(fsys durable.FS, root string, now time.Time) (uint32, error) {
+	unlock, err := lockUIDValidity(fsys, root)
+	if err != nil {
+		return 0, fmt.Errorf("next UIDVALIDITY: %w", err)
+	}
+	v, err := nextUIDValidity(fsys, root, now)
+	return v, errors.Join(err, unlock())
+}
+
+// lockUIDValidity excludes other processes of ours until unlock. The mark alone does not: who
+// found none, because it was being renamed or was not there yet, makes the first one again
+// after others have gone on from it.
+func lockUIDValidity(fsys durable.FS, root string) (unlock func() error, err error) {
+	f, err := fsys.OpenFile(filepath.Join(root, UIDValidityName+".lock"), os.O_RDWR|os.O_CREATE, 0o600)
+	if err != nil {
+		return nil, err
+	}
+	if err := durable.WaitLock(f, false); err != nil {
+		return nil, errors.Join(err, f.Close())
+	}
+	return f.Close, nil // the file stays: a lock on a removed one excludes nobody
+}
+
+// nextUIDValidity is NextUIDValidity under the lock; only Dovecot may be at work beside it.
+func nextUIDValidity(fsys durable.FS, root string, now time.Time) (uint32, error) {
 	const tries = 100
 	for range tries {
 		last, marks, err := lastUIDValidity(fsys, root)
@@ -76,8 +100,8 @@ func firstMark(fsys durable.FS, root string, v uint32) error {
 	return f.Close()
 }
 
-// writeUIDValidity replaces the file, by way of a name that nobody else uses: no lock excludes
-// others, and a lower value that comes last does no harm beside the mark.
+// writeUIDValidity replaces the file, under the lock. A lower value of Dovecot's that comes last
+// does no harm beside the mark.
 func writeUIDValidity(fsys durable.FS, root string, v uint32) error {
 	path := filepath.Join(root, UIDValidityName)
 	tmp := fmt.Sprintf("%s.new.%08x", path, v)
@@ -98,23 +122,12 @@ func writeUIDValidity(fsys durable.FS, root string, v uint32) error {
 // lastUIDValidity is the highest value that the file and the marks tell, and how many marks
 // have it. Without a mark for the highest value one is made by whoever gives out the next.
 func lastUIDValidity(fsys durable.FS, root string) (last uint32, marks int, err error) {
-	names, err := readDir(fsys, root)
+	last, marks, err = highestMark(fsys, root)
+	if err == nil && marks == 0 { // a directory read while the mark is renamed may not show it
+		last, marks, err = highestMark(fsys, root)
+	}
 	if err != nil {
 		return 0, 0, err
-	}
-	for _, n := range names {
-		digits, ok := strings.CutPrefix(n, UIDValidityName+".")
-		if !ok || !isHex(digits, 8) {
-			continue
-		}
-		v, err := strconv.ParseUint(digits, 16, 32)
-		if err != nil {
-			continue
-		}
-		if marks == 0 || uint32(v) > last {
-			last = uint32(v)
-		}
-		marks++
 	}
 	f, err := fsys.OpenFile(filepath.Join(root, UIDValidityName), os.O_RDONLY, 0)
 	if errors.Is(err, fs.ErrNotExist) {
@@ -133,6 +146,28 @@ func lastUIDValidity(fsys durable.FS, root string) (last uint32, marks int, err 
 	return last, marks, nil
 }
 
+func highestMark(fsys durable.FS, root string) (last uint32, marks int, err error) {
+	names, err := readDir(fsys, root)
+	if err != nil {
+		return 0, 0, err
+	}
+	for _, n := range names {
+		digits, ok := strings.CutPrefix(n, UIDValidityName+".")
+		if !ok || !isHex(digits, 8) {
+			continue
+		}
+		v, err := strconv.ParseUint(digits, 16, 32)
+		if err != nil {
+			continue
+		}
+		if marks == 0 || uint32(v) > last {
+			last = uint32(v)
+		}
+		marks++
+	}
+	return last, marks, nil
+}
+
 // LastUIDValidity is the last UIDVALIDITY that NextUIDValidity, or Dovecot, has given out; 0 when
 // there was none yet.
 func LastUIDValidity(fsys durable.FS, root string) (uint32, error) {
@@ -142,6 +177,14 @@ func LastUIDValidity(fsys durable.FS, root string) (uint32, error) {
 
 // RaiseUIDValidity has NextUIDValidity go on above v.
 func RaiseUIDValidity(fsys durable.FS, root string, v uint32) error {
+	unlock, err := lockUIDValidity(fsys, root)
+	if err != nil {
+		return err
+	}
+	return errors.Join(raiseUIDValidity(fsys, root, v), unlock())
+}
+
+func raiseUIDValidity(fsys durable.FS, root string, v uint32) error {
 	last, marks, err := lastUIDValidity(fsys, root)
 	if err != nil || last >= v && marks > 0 {
 		return err
