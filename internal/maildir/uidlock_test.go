@@ -256,7 +256,7 @@ func TestNextUIDValidityOvertaken(t *testing.T) {
 		asked := false
 		m := &meanwhile{FS: durable.OS{}, path: filepath.Join(dir, UIDValidityName), call: func() {
 			asked = true
-			l, err := durable.Lock(filepath.Join(dir, UIDValidityName+".lock"), true)
+			l, err := durable.Lock(filepath.Join(dir, uidValidityLock), true)
 			if errors.Is(err, durable.ErrLocked) {
 				return // they wait
 			}

@@ -20,6 +20,9 @@ import (
 // want the next one: Dovecot and we. Ours exclude each other by a lock besides.
 const UIDValidityName = "dovecot-uidvalidity"
 
+// uidValidityLock is a file of its own, whose name cannot be taken for a mark.
+const uidValidityLock = "pennypost-uidvalidity.lock"
+
 // NextUIDValidity gives out a UIDVALIDITY that no folder of the account ever had. root is the
 // control root of the tree.
 func NextUIDValidity(fsys durable.FS, root string, now time.Time) (uint32, error) {
@@ -35,7 +38,7 @@ func NextUIDValidity(fsys durable.FS, root string, now time.Time) (uint32, error
 // found none, because it was being renamed or was not there yet, makes the first one again
 // after others have gone on from it.
 func lockUIDValidity(fsys durable.FS, root string) (unlock func() error, err error) {
-	f, err := fsys.OpenFile(filepath.Join(root, UIDValidityName+".lock"), os.O_RDWR|os.O_CREATE, 0o600)
+	f, err := fsys.OpenFile(filepath.Join(root, uidValidityLock), os.O_RDWR|os.O_CREATE, 0o600)
 	if err != nil {
 		return nil, err
 	}
