@@ -19,6 +19,6 @@ const (
 
 const (
 	renameMessages = 1000
-	renameTime     = 1000 * time.Millisecond
-	stormTime      = 2 * time.Second
+	renameTime     = 500 * time.Millisecond
+	stormTime      = time.Second
 )

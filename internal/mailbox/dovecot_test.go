@@ -554,6 +554,7 @@ func (s *share) mutt(kept map[string]string) (runs int, err error) {
 }
 
 func TestShareWithDovecot(t *testing.T) {
+	t.Parallel()
 	s := newShare(t)
 	var wg sync.WaitGroup
 	try := func(what string, f func() error) {

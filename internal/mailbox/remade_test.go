@@ -27,6 +27,7 @@ func (a apart) Rename(from, to string) error {
 // A folder that is deleted and made again has a higher UIDVALIDITY, wherever its control files
 // and its index are, and also when the machine stopped between its messages and these.
 func TestFolderMadeAgain(t *testing.T) {
+	t.Parallel()
 	for _, plain := range []bool{false, true} {
 		for _, cut := range []bool{false, true} {
 			b := newBed(t)
