@@ -104,6 +104,7 @@ func subjects(t testing.TB, s *mailbox.Store, name string) (list []string) {
 }
 
 func TestImport(t *testing.T) {
+	t.Parallel()
 	dir := t.TempDir()
 	s := store(t, dir+"/md", nil)
 	var results []Result
@@ -230,6 +231,7 @@ func change(t testing.TB, s *mailbox.Store, f func(v *mailbox.View) error) {
 }
 
 func TestMaildirAndBack(t *testing.T) {
+	t.Parallel()
 	dir := t.TempDir()
 	s := store(t, dir+"/md", nil)
 	if err := Import(ctx, s, dir+"/memory", newFake(20), Options{}); err != nil {
@@ -392,6 +394,7 @@ func TestAccounts(t *testing.T) {
 // While others deliver, flag and expunge, an export is of one moment for each mailbox, and
 // the last one, when all is quiet, is exact.
 func TestInUse(t *testing.T) {
+	t.Parallel()
 	dir := t.TempDir()
 	s := store(t, dir+"/md", nil)
 	if err := Import(ctx, s, dir+"/memory", newFake(100), Options{}); err != nil {
@@ -482,6 +485,7 @@ func client(t *testing.T, dir string) *imapclient.Client {
 
 // To a Dovecot and back, and a Dovecot on the copy in a Maildir.
 func TestDovecot(t *testing.T) {
+	t.Parallel()
 	if why := mailtest.DovecotMissing(); why != "" {
 		t.Skip(why)
 	}
@@ -555,6 +559,7 @@ func TestDovecot(t *testing.T) {
 // The power goes after any operation; the import is run again, and each message is there
 // once. What an import that has returned has told is there after a power cut at once.
 func TestCrash(t *testing.T) {
+	t.Parallel()
 	src := newFake(6)
 	run := func(fsys *mailtest.CrashFS) error {
 		s, err := mailbox.Open("/md", mailbox.Options{Create: true, FS: fsys, Boot: 1})
