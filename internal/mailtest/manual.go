@@ -90,6 +90,7 @@ func (b *Tools) RunExamples(t *testing.T, manDir string) {
 	}
 	for _, page := range pages {
 		t.Run(filepath.Base(page), func(t *testing.T) {
+			t.Parallel()
 			data, err := os.ReadFile(page)
 			if err != nil {
 				t.Fatal(err)
