@@ -38,6 +38,7 @@
 //	Mailbox.sem       the goroutine of this process that looks at or changes the folder
 //	pennypost-index.lock the same among our processes (a lock of the kernel)
 //	dovecot-uidlist.lock the same for uidlist and keywords, other programs included
+//	pennypost-uidvalidity.lock who takes a UIDVALIDITY for a new list
 //	cache.mu, the lock of pennypost-cache, Watcher.mu, subscribers.mu: leaves
 //
 // A move takes sem and index lock of two folders in the order of their directories. Readers take
