@@ -7,11 +7,11 @@ import "time"
 const (
 	crashFirst  = 0
 	crashStride = 1
-	crashSeeds  = uint64(3)
+	crashSeeds  = uint64(2)
 )
 
 const (
-	modelSeeds = 25
+	modelSeeds = 12
 	modelSteps = 100
 
 	damageStride = 11

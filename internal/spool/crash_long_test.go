@@ -3,4 +3,4 @@
 package spool_test
 
 // crashSeeds is the number of power cuts tried at each operation.
-const crashSeeds = 100
+const crashSeeds = 40

@@ -28,7 +28,7 @@ func cases(p *programs) []*testcase {
 			fmt.Printf("skipped: mkfs.%s is not installed\n", c.fs)
 			return
 		}
-		c.time, c.cuts = 300*time.Millisecond, 6
+		c.time, c.cuts = 250*time.Millisecond, 4
 		if c.loss { // one cut may miss the newest message; so many do not
 			c.cuts = 10
 		}
